@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 from stars_engine.problems import (
@@ -48,6 +49,7 @@ __all__ = [
     "describe_error",
     "is_for_program",
     "needs_extra",
+    "with_result",
 ]
 
 
@@ -122,3 +124,21 @@ class EngineForkedError(StarsError):
 
 class QueueFullError(StarsError):
     """The engine's queue is full and `on_full` is `"raise"`."""
+
+
+def with_result(error: Exception, result: StarsResult | None) -> Exception:
+    """Return the error of one request, with its result.
+
+    Third-party code may raise one error for several requests, each of which gets a copy, or an
+    error of a class of its own that accepts no result.
+    """
+    if not isinstance(error, RequestError):
+        return error
+    try:
+        own = error if error.result is None else copy.copy(error)
+        own.result = result
+    except Exception:  # noqa: BLE001 - a third-party class
+        own = GenerationError(describe_error(error), result)
+    if own is not error:
+        own.__cause__ = error.__cause__
+    return own

@@ -6,6 +6,8 @@ import importlib
 from functools import reduce
 from typing import Any
 
+from stars_engine.protocols import read_optional
+
 _LONGEST = 255  # the limit of file names
 
 
@@ -54,3 +56,12 @@ def named_object(function: Any) -> Any:
     if not callable(found):
         raise TypeError(f"{function!r} is {type(found).__name__}, not a callable")
     return found
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a callable, or of its class if it has none.
+
+    The `repr` of a callable object may be long, slow or fail.
+    """
+    name = read_optional(function, "__name__")
+    return name[:_LONGEST] if isinstance(name, str) else type(function).__name__

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard, TypeVar
 
+from stars_engine.problems import describe_error, is_for_program
 from stars_engine.protocols import has_members
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,16 @@ def depends_on_weights(model: object) -> TypeGuard[DependsOnWeights]:
 
 
 def memory_usage(model: object) -> Mapping[str, int]:
-    """Return the bytes that a model reports by holder; empty if it reports none."""
-    return model.memory_usage() if _reports_memory(model) else {}
+    """Return the bytes that a model reports by holder; empty if it reports none, or fails."""
+    if not _reports_memory(model):
+        return {}
+    try:
+        return {str(holder): int(size) for holder, size in model.memory_usage().items()}
+    except BaseException as error:  # custom models are third-party code
+        if is_for_program(error):
+            raise
+        logger.debug("memory_usage of %s failed", type(model).__name__, exc_info=True)
+        return {}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -72,8 +81,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     # torch raises a RuntimeError on the CPU, and subclasses of it on other devices.
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in message for words in _MESSAGES)
+    if not isinstance(error, RuntimeError):
+        return False
+    message = describe_error(error).lower()
+    return any(words in message for words in _MESSAGES)
 
 
 def catch_oom(run: Callable[[], object]) -> Exception | None:
@@ -170,8 +181,14 @@ def clear_locals(error: BaseException) -> None:
 def free_unused(*models: object) -> None:
     """Free what models cache and no request in progress needs."""
     for model in models:
-        if keeps_cache(model):
+        if not keeps_cache(model):
+            continue
+        try:
             model.free_unused()
+        except BaseException as error:  # custom models are third-party code
+            if is_for_program(error):
+                raise
+            logger.warning("free_unused of %s failed", type(model).__name__, exc_info=True)
     empty_device_cache()
 
 

@@ -144,7 +144,9 @@ def describe_error(error: BaseException) -> str:
     """
     try:
         return f"{type(error).__name__}: {redact(str(error))}"
-    except Exception:  # noqa: BLE001 - third-party exceptions
+    except BaseException as failure:  # third-party exceptions
+        if is_for_program(failure):
+            raise
         return type(error).__name__
 
 

@@ -13,7 +13,7 @@ from stars_engine.algorithm.features import Features, extended
 from stars_engine.algorithm.noise import Noise
 from stars_engine.algorithm.spans import AnswerSpans
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.errors import AlignmentError, RequestError
+from stars_engine.errors import AlignmentError, with_result
 from stars_engine.schedules import Progress
 from stars_engine.tokenization.stop_strings import stop_strings
 from stars_engine.types import (
@@ -291,10 +291,8 @@ class Rollout:
 
     def fail(self, error: Exception) -> SegmentEvent:
         """End the answer with an error that carries the accepted text."""
-        self.error = error
         event = self.finish("rejected" if isinstance(error, AlignmentError) else "error")
-        if isinstance(error, RequestError):
-            error.result = event.result
+        self.error = with_result(error, event.result)
         return event
 
     def count(self, **amounts: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 from stars_engine.algorithm.candidate import Detokenizer, Draft
 from stars_engine.config import SamplingParams
 from stars_engine.errors import GenerationError
-from stars_engine.protocols import has_members
+from stars_engine.protocols import has_members, read_optional
 
 if TYPE_CHECKING:
     from stars_engine.tokenization.codec import Codec
@@ -144,7 +144,7 @@ class PausableLanguageModel(LanguageModel, Protocol):
 def is_pausable(model: LanguageModel) -> TypeGuard[PausableLanguageModel]:
     """Return whether a language model implements `PausableLanguageModel`."""
     classes = {name: _class_with(model, name) for name in ("draft", "draft_in_parts")}
-    is_replaced = "draft" in getattr(model, "__dict__", {})
+    is_replaced = "draft" in read_optional(model, "__dict__", {})
     return not is_replaced and None is not classes["draft"] is classes["draft_in_parts"]
 
 

@@ -78,6 +78,11 @@ class Decoder(Protocol):
         """
 
     @property
+    def num_resets(self) -> int:
+        """How often all that was computed was forgotten, because weights or probes changed."""
+        return 0
+
+    @property
     def bytes_per_token(self) -> int:
         """Memory of one token of a prefix; 0 if nothing is kept by the token."""
         return 0

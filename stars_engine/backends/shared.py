@@ -76,6 +76,11 @@ class SharedPrefixDecoder(Decoder):
         return branches
 
     @property
+    def num_resets(self) -> int:
+        """See `Decoder`."""
+        return self.cache.num_resets
+
+    @property
     def bytes_per_token(self) -> int:
         """See `Decoder`."""
         return self.cache.bytes_per_token

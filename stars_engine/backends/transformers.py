@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
@@ -31,6 +30,7 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
+from stars_engine.hidden_states.probes import ProbeSet
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
@@ -38,9 +38,8 @@ from stars_engine.out_of_memory import memory_usage
 from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
 
-logger = logging.getLogger(__name__)
-
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_MAX_RESTARTS = 3  # of a draft, if the weights change again and again
 
 
 class TransformersBackend(CodecModel):
@@ -90,29 +89,28 @@ class TransformersBackend(CodecModel):
         self, requests: Sequence[DraftRequest]
     ) -> Generator[Pause, None, list[Draft | GenerationError]]:
         """See `PausableLanguageModel`."""
-        while (drafts := (yield from self._draft(requests))) is None:
-            pass  # the probes changed during a pause
+        num_left = _MAX_RESTARTS
+        while (drafts := (yield from self._draft(requests, may_restart=num_left > 0))) is None:
+            num_left -= 1
         return drafts
 
     def _draft(
-        self, requests: Sequence[DraftRequest]
+        self, requests: Sequence[DraftRequest], *, may_restart: bool
     ) -> Generator[Pause, None, list[Draft | GenerationError] | None]:
-        """Draft; return None if other features are computed now than at the beginning."""
-        device = self.model.get_input_embeddings().weight.device
-        self._probed.apply(self.decoder, device)
+        """Draft; return None if weights have changed during a pause, or the features computed."""
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
-        probes = self._probed.current
         prefixes = yield from self._compute_prefixes(requests, num_tokens)
-        if self._probed.current is not probes:
-            return None
+        start = _Start(self._probed.current, self.decoder.num_resets)
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
         batch = DraftBatch(requests, grammars, self.is_end, logits.device)
         sampler.prepare(batch.rows)
-        recorder = None
-        if self._probed.current is not None and any(request.probes for request in requests):
-            recorder = FeatureRecorder(self._probed.current, prefixes, num_tokens)
+        if sampler.waits_for is not None:  # the masks of a slow grammar
+            yield Pause(num_tokens, sampler.waits_for)
+            if start != _Start(self._probed.current, self.decoder.num_resets):
+                return None
+        recorder = self._recorder(requests, prefixes, num_tokens)
         num_steps = num_tokens - (recorder is None)
         branches = None
         for step in range(num_tokens):
@@ -132,10 +130,25 @@ class TransformersBackend(CodecModel):
                 branches.keep_last()
                 break
             yield Pause(num_tokens - step - 1, sampler.waits_for)
-            if recorder is not None and self._probed.current is not probes:
+            if self._must_restart(start, recorder, may_restart=may_restart):
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
+
+    def _recorder(
+        self, requests: Sequence[DraftRequest], prefixes: Sequence[ComputedPrefix], num_tokens: int
+    ) -> FeatureRecorder | None:
+        if self._probed.current is None or not any(request.probes for request in requests):
+            return None
+        return FeatureRecorder(self._probed.current, prefixes, num_tokens)
+
+    def _must_restart(
+        self, start: _Start, recorder: FeatureRecorder | None, *, may_restart: bool
+    ) -> bool:
+        """Whether weights have changed during a pause, or features that a draft needs."""
+        if recorder is not None and self._probed.current is not start.probes:
+            return True
+        return may_restart and self.decoder.num_resets != start.num_resets
 
     # --- grammars ---
 
@@ -163,12 +176,12 @@ class TransformersBackend(CodecModel):
         """Return each request's prefix, to draft a number of tokens; candidates share it."""
         keys = [(request.handle, tuple(request.token_ids)) for request in requests]
         distinct = dict.fromkeys(keys)
-        parts = self.decoder.compute_in_parts([(ids, handle.cached) for handle, ids in distinct])
         while True:
-            try:
-                yield Pause(num_tokens + next(parts))
-            except StopIteration as end:
-                computed = end.value
+            self._probed.apply(self.decoder, self.model.get_input_embeddings().weight.device)
+            probes = self._probed.current
+            parts = self.decoder.compute_in_parts([(ids, each.cached) for each, ids in distinct])
+            computed = yield from _in_pauses(parts, num_tokens)
+            if self._probed.current is probes:
                 break
         found = dict(zip(distinct, computed, strict=True))
         for (handle, _), each in found.items():
@@ -216,6 +229,26 @@ class TransformersBackend(CodecModel):
     def default_sampling(self) -> SamplingParams:
         """Return what the checkpoint's generation config sets; ours for what it leaves open."""
         return sampling_of(self.model.generation_config)
+
+
+def _in_pauses(
+    parts: Generator[int, None, Sequence[ComputedPrefix]], num_tokens: int
+) -> Generator[Pause, None, Sequence[ComputedPrefix]]:
+    """Compute prefixes; pause between two parts."""
+    while True:
+        try:
+            num_left = next(parts)
+        except StopIteration as end:
+            found: Sequence[ComputedPrefix] = end.value
+            return found
+        yield Pause(num_tokens + num_left)
+
+
+class _Start(NamedTuple):
+    """What the beginning of a draft was computed with; see `ProbedModel` and `Decoder`."""
+
+    probes: ProbeSet | None
+    num_resets: int
 
 
 @dataclass

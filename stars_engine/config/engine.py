@@ -84,8 +84,8 @@ class EngineParams(Schema):
     max_stop_strings: int = Field(
         default=1024,
         ge=0,
-        description="maximum number of stop strings of a request; together they may have a "
-        "thousand times as many characters",
+        description="maximum number of stop strings of a request, and of its stop token ids; "
+        "the strings together may have a thousand times as many characters",
         examples=[1024],
     )
     on_full: Literal["wait", "raise"] = Field(

@@ -20,6 +20,8 @@ Bounded = tuple[Request, NumDrafts]  # and how many candidates it may draft
 class BatchSelector:
     """Selects the requests of a step; all of them draft the same number of tokens.
 
+    Requests whose grammar may have slow masks have batches of their own, so that no other waits.
+
     Beside callers with few requests in progress, a large caller has one turn per step, and no more
     than fits into a short step. Small and large callers alternate in leading the batch, since the
     first request sets its segment length.
@@ -68,6 +70,7 @@ class BatchSelector:
         ready, small = self._ordered(running, num_by_queue)
         self.max_rows = self._short_step(ready)
         row_len = ready[0].rollout.align.row_len
+        is_quick = ready[0].has_quick_masks
         batch: list[Request] = []
         total = num_new_tokens = 0
         for request in ready:
@@ -77,6 +80,7 @@ class BatchSelector:
             new_tokens = _num_new_tokens(request, batch)
             fits = limit is None or total + rows <= limit
             fits = fits and num_new_tokens + new_tokens <= self.max_new_tokens
+            fits = fits and request.has_quick_masks == is_quick
             if not batch or (request.rollout.align.row_len == row_len and fits):
                 batch.append(request)
                 total += rows

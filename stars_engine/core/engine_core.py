@@ -84,6 +84,7 @@ class EngineCore:
             end=self._end,
             free_unused=self._free_unused,
             part_s=part_s,
+            wake=None if post is None else partial(post, _do_nothing),
         )
         self._async_drafts: AsyncDrafts | None = None
         if post is not None and is_asynchronous(model):
@@ -131,13 +132,14 @@ class EngineCore:
         """Return the batch of the next step, without those that end before it."""
         scheduled = self.scheduler.schedule(may_run)
         self.end_overdue()
+        self._invalidate_changed_weights(scheduled)
         return [item for item in scheduled if not item.rollout.finished]
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
         if self._async_drafts is not None:
             return self.scheduler.has_work() and not self._async_drafts.is_full
-        return self._local_drafts.has_paused or self.scheduler.has_work()
+        return self._local_drafts.has_work or self.scheduler.has_work()
 
     def close(self) -> None:
         """Cancel the drafts that are not complete."""
@@ -178,7 +180,6 @@ class EngineCore:
         self, requests: Sequence[Request], in_flight: Mapping[Request, int] | None = None
     ) -> list[ScheduledRequest]:
         """Choose how many candidates each request of a batch drafts, beside those in flight."""
-        self._invalidate_changed_weights(requests)
         limits = [n for n in (self.scheduler.row_limit, self._drafter.max_rows) if n is not None]
         max_rows = min(limits, default=None)
         bounds = [(request, self.scheduler.num_drafts(request)) for request in requests]
@@ -228,19 +229,20 @@ class EngineCore:
             return []
         try:
             verification = request.decoding.open(rollout, candidates)
+            verification.next_failed = problem is not None
+            asked = [
+                RoutedRequest(
+                    request.reward,
+                    RewardRequest(item, partial(verification.set_outcome, index), verification),
+                )
+                for index, item in enumerate(verification.inputs)
+            ]
         except BaseException as error:  # noqa: BLE001 - strategies are third-party code
             self._end(request, rollout.fail(as_request_error(error, "the decoding strategy")))
             return []
-        verification.next_failed = problem is not None
         request.verification = verification
         self.scheduler.wait_for_reward(request)
-        return [
-            RoutedRequest(
-                request.reward,
-                RewardRequest(item, partial(verification.set_outcome, index), verification),
-            )
-            for index, item in enumerate(verification.inputs)
-        ]
+        return asked
 
     def _read(
         self, rollout: Rollout, outcomes: Sequence[DraftOutcome]
@@ -263,8 +265,8 @@ class EngineCore:
         for request in self.scheduler.waiting_for_reward:
             verification = request.verification
             assert verification is not None
-            event = self._verify_one(request, verification)
-            if event is None and not verification.all_used:
+            is_open, event = self._verify_one(request, verification)
+            if is_open:
                 continue
             verification.closed = True
             if self._async_drafts is not None:
@@ -277,15 +279,20 @@ class EngineCore:
                 if event is not None:
                     self._events.append((request.rollout, event))
 
-    def _verify_one(self, request: Request, verification: DraftVerification) -> SegmentEvent | None:
+    def _verify_one(
+        self, request: Request, verification: DraftVerification
+    ) -> tuple[bool, SegmentEvent | None]:
+        """Return whether a verification goes on, and what it has led to."""
+        rollout = request.rollout
         try:
-            event = request.decoding.verify(verification)
+            event = _checked_event(request.decoding.verify(verification), rollout)
+            is_open = event is None and not verification.all_used
         except BaseException as error:  # noqa: BLE001 - strategies and schedules may be foreign
             problem = as_request_error(error, "the decoding strategy or the schedule")
-            event = request.rollout.fail(problem)
+            is_open, event = False, rollout.fail(problem)
         if event is not None:
-            self._autotuner.note_event(request.rollout, request.reward, event)
-        return event
+            self._autotuner.note_event(rollout, request.reward, event)
+        return is_open, event
 
     # --- ending ---
 
@@ -303,12 +310,33 @@ class EngineCore:
     def _free_unused(self) -> None:
         free_unused(self._model, *_reward_parts(self.scheduler.in_progress))
 
-    @staticmethod
-    def _invalidate_changed_weights(requests: Sequence[Request]) -> None:
+    def _invalidate_changed_weights(self, requests: Sequence[Request]) -> None:
         """Invalidate caches of reward models whose weights changed, when a request starts."""
-        for part in _reward_parts([request for request in requests if not request.prompt_computed]):
-            if depends_on_weights(part):
-                part.invalidate_if_changed()
+        new = [each for each in requests if not (each.prompt_computed or each.rollout.finished)]
+        for part in _reward_parts(new):
+            try:
+                if depends_on_weights(part):
+                    part.invalidate_if_changed()
+            except BaseException as error:  # noqa: BLE001 - reward models are third-party code
+                for request in new:
+                    if any(each is part for each in single_models(request.reward)):
+                        problem = as_request_error(error, "the reward model")
+                        self._end(request, request.rollout.fail(problem))
+
+
+def _do_nothing() -> None:
+    """A message that only wakes the engine's thread."""
+
+
+def _checked_event(event: object, rollout: Rollout) -> SegmentEvent | None:
+    """Return what the `verify` of a strategy has returned.
+
+    Raises:
+        TypeError: It is not an event, or the answer has ended without one.
+    """
+    if isinstance(event, SegmentEvent) or (event is None and not rollout.finished):
+        return event
+    raise TypeError(f"verify returned {event!r:.60} instead of a SegmentEvent")
 
 
 def _reward_parts(requests: Sequence[Request]) -> list[RewardModel]:

@@ -25,7 +25,7 @@ from stars_engine.out_of_memory import is_out_of_memory, strip_traceback
 from stars_engine.types import SegmentEvent
 
 PART_S = 0.05  # after which a batch is paused
-_MAX_PAUSED = 2  # batches
+_MAX_PAUSED = 2  # batches, apart from those that wait for another thread
 _SHORTER = 2  # times shorter than what is left of paused batches is what may go before them
 _WAIT_S = 0.01  # for another thread, before a batch is paused
 _NUM_WHOLE = 32  # batches that are not paused after memory ran out
@@ -45,6 +45,7 @@ class PausableBatch:
         parts: Drafts them.
         num_pauses: Pauses at which it could have been paused: about one for each token.
         pause: The last one.
+        has_waited: Whether it was paused for another thread.
     """
 
     left: list[ScheduledRequest]
@@ -54,6 +55,7 @@ class PausableBatch:
     parts: Generator[Pause, None, None] | None = None
     num_pauses: int = 0
     pause: Pause | None = None
+    has_waited: bool = False
 
     @property
     def requests(self) -> list[Request]:
@@ -90,6 +92,8 @@ class LocalDrafts:
         end: Ends a request with an event.
         free_unused: Frees memory that no request uses.
         part_s: Seconds after which a batch is paused; inf for never.
+        wake: Called on any thread when a paused batch can be continued; None if the steps are to
+            wait for it.
     """
 
     def __init__(
@@ -103,18 +107,19 @@ class LocalDrafts:
         end: Callable[[Request, SegmentEvent], None],
         free_unused: Callable[[], None],
         part_s: float,
+        wake: Callable[[], None] | None = None,
     ) -> None:
         self._drafter, self._scheduler, self._autotuner = drafter, scheduler, autotuner
         self._schedule, self._allocate, self._end = schedule, allocate, end
-        self._free_unused, self._part_s = free_unused, part_s
+        self._free_unused, self._part_s, self._wake = free_unused, part_s, wake
         self._paused: deque[PausableBatch] = deque()  # the next to continue first
         self._was_new = False  # whether the latest part began a batch while others are paused
         self._num_whole = 0  # further batches that are not paused
 
     @property
-    def has_paused(self) -> bool:
-        """Whether any batch is paused."""
-        return bool(self._paused)
+    def has_work(self) -> bool:
+        """Whether a paused batch can be continued."""
+        return self._continued is not None
 
     def step(self) -> PausableBatch | None:
         """Draft one part of a batch; return the batch if that was the last part."""
@@ -141,11 +146,8 @@ class LocalDrafts:
             if batch is not None:
                 return batch
         self._was_new = False
-        # A batch that waits for another thread is continued if there is no other.
-        waiting = [batch.is_waiting for batch in self._paused]
-        self._paused.rotate(-waiting.index(False) if False in waiting else 0)
-        while self._paused:
-            batch = self._paused.popleft()
+        while (batch := self._continued) is not None:
+            self._paused.remove(batch)
             if batch.requests:
                 for request in batch.requests:
                     self._scheduler.resume_draft(request)
@@ -153,8 +155,17 @@ class LocalDrafts:
             _close(batch)
         return None
 
+    @property
+    def _continued(self) -> PausableBatch | None:
+        """The next paused batch to continue, or to close; None if all wait for other threads."""
+        ready = (each for each in self._paused if not (each.requests and each.is_waiting))
+        found = next(ready, None)
+        if found is None and self._wake is None and self._paused:
+            return self._paused[0]  # the step waits
+        return found
+
     def _new(self) -> PausableBatch | None:
-        if len(self._paused) >= _MAX_PAUSED:
+        if sum(not batch.is_waiting for batch in self._paused) >= _MAX_PAUSED:
             return None
         requests = self._schedule(self._is_short if self._paused else None)
         batch = PausableBatch(list(self._allocate(requests)))
@@ -190,12 +201,17 @@ class LocalDrafts:
             batch.pause = pause
             batch.num_pauses += 1
             now_s = time.perf_counter()
-            if now_s >= until_s or (self._waits_long(batch) and until_s < float("inf")):
+            is_over = now_s >= until_s
+            waits = not is_over and self._waits_long(batch)
+            batch.has_waited = batch.has_waited or waits
+            if is_over or (waits and until_s < float("inf")):
                 batch.seconds += now_s - started_s
                 self._pause(batch)
                 return False
         batch.seconds += time.perf_counter() - started_s
         self._num_whole = max(0, self._num_whole - 1)
+        for request in batch.requests:
+            request.waited_for_masks = batch.has_waited
         return True
 
     @staticmethod
@@ -211,6 +227,9 @@ class LocalDrafts:
         for request in batch.requests:
             self._scheduler.wait_for_draft(request)
         self._paused.append(batch)
+        wake = self._wake
+        if wake is not None and batch.pause is not None and batch.pause.waits_for is not None:
+            batch.pause.waits_for.add_done_callback(lambda _: wake())
 
     # --- drafting ---
 

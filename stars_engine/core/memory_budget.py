@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.kv_cache.slot_capacity import slot_capacity
 from stars_engine.out_of_memory import keeps_cache
+from stars_engine.protocols import read_optional
 
 
 @dataclass
@@ -49,10 +50,10 @@ class MemoryBudget:
 
     @property
     def _max_slot_tokens(self) -> int | None:
-        bytes_per_token = self._model.bytes_per_token if keeps_cache(self._model) else 0
-        if self._max_bytes is None or not bytes_per_token:
+        if self._max_bytes is None or not keeps_cache(self._model):
             return None
-        return self._max_bytes // bytes_per_token
+        size = read_optional(self._model, "bytes_per_token")
+        return self._max_bytes // size if isinstance(size, int) and size > 0 else None
 
     def describe(self) -> str:
         """Return the limits as text."""

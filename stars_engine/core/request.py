@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from stars_engine.algorithm.proposals import SegmentProposal, next_proposals
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification
+from stars_engine.algorithm.verification import DecodingStrategy, DraftVerification, NumDrafts
 from stars_engine.backends.base import DraftRequest, PrefixHandle
+from stars_engine.problems import is_for_program
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import probes_of
 
@@ -55,6 +56,8 @@ class Request:
         prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
         queue: The queue of its caller, once it has started.
+        has_failed: Whether its strategy has failed, so that its next draft may end it.
+        waited_for_masks: Whether its latest draft waited for masks of a grammar; None before one.
     """
 
     rollout: Rollout
@@ -69,6 +72,8 @@ class Request:
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
+    has_failed: bool = False
+    waited_for_masks: bool | None = None
 
     @property
     def expires_at_s(self) -> float | None:
@@ -80,6 +85,11 @@ class Request:
     def past_deadline(self) -> bool:
         """Whether the deadline has passed."""
         return self.expires_at_s is not None and self.expires_at_s <= time.monotonic()
+
+    @property
+    def has_quick_masks(self) -> bool:
+        """Whether it has no grammar, or one whose masks were quick in its latest draft."""
+        return self.rollout.sampling.grammar is None or self.waited_for_masks is False
 
     @property
     def holds_prefix(self) -> bool:
@@ -111,8 +121,24 @@ class Request:
             return draws
         return [replace(draw, handle=self.handle) for draw in draws]
 
+    def num_drafts(self) -> NumDrafts:
+        """Return how many draws of the next segment may be drafted at once.
+
+        Strategies are third-party code. If one fails, `draft_requests` raises its error.
+        """
+        try:
+            return _checked(self.decoding.num_drafts(self.rollout))
+        except BaseException as error:
+            if is_for_program(error):
+                raise
+            self.has_failed = True
+            return NumDrafts(1, 1)
+
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
+        if self.has_failed:
+            self.has_failed = False
+            _checked(self.decoding.num_drafts(self.rollout))
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
         attempts = range(first, first + count)
@@ -146,6 +172,21 @@ class Request:
             return self.handle
         assert proposal.alternative is not None
         return self.alternative_handles.setdefault(proposal.alternative, PrefixHandle())
+
+
+def _checked(bounds: NumDrafts) -> NumDrafts:
+    """Return bounds of a number of draws.
+
+    Raises:
+        ValueError: They are not allowed.
+    """
+    least, most = bounds
+    if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most):
+        raise ValueError(
+            f"num_drafts returned {bounds!r:.60}; allowed: NumDrafts(least, most) with "
+            "1 <= least <= most"
+        )
+    return NumDrafts(least, most)
 
 
 class ScheduledRequest(NamedTuple):

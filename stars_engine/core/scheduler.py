@@ -107,7 +107,7 @@ class Scheduler:
 
     def num_drafts(self, request: Request) -> NumDrafts:
         """Return how many candidates a request may draft in one step."""
-        least, most = request.decoding.num_drafts(request.rollout)
+        least, most = request.num_drafts()
         limit = self.row_limit
         if limit is not None:
             least, most = min(least, limit), min(most, limit)

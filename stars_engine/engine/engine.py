@@ -137,8 +137,7 @@ class StarsEngine(EngineCalls):
         """Start generating and return a future; `Future.cancel` cancels the requests.
 
         Blocks until the queue has admitted all prompts, unless `EngineParams.on_full` is "raise".
-        Callbacks of the future run on the engine's thread, so they must be short and must not call
-        the engine.
+        Callbacks of the future run on a thread of their own.
         """
         group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.return_exceptions = return_exceptions

@@ -22,6 +22,7 @@ from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
 from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.messages import Chat
+from stars_engine.protocols import read_optional
 from stars_engine.remote.client import ServerClient
 from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.loading import check_reward, load_reward
@@ -158,6 +159,7 @@ class Handle:
 
         Raises:
             PromptError: The prompt or an answer is invalid.
+            ConfigError: There are more answers than `EngineParams.max_answers`.
             RewardError: The reward model failed, or cannot score given texts.
         """
         self._check_open()
@@ -170,7 +172,9 @@ class Handle:
             config.chat_template_kwargs,
             reward_prompt,
         )
-        scores = await asyncio.wrap_future(self._runtime.score(self._source, call.inputs))
+        call.check_size(config.engine)
+        scoring = self._runtime.score(self._source, call.inputs, in_background=call.is_large)
+        scores = await asyncio.wrap_future(scoring)
         return call.results(scores)
 
     async def aunavailable_servers(self) -> list[str]:
@@ -187,7 +191,7 @@ class Handle:
         if loaded is None:
             return []
         parts = [loaded[0], *single_models(loaded[1])]
-        found = (getattr(part, "client", None) for part in parts)
+        found = (read_optional(part, "client") for part in parts)
         clients = [each for each in found if isinstance(each, ServerClient)]
         states = [asyncio.wrap_future(each.submit(each.is_available())) for each in clients]
         return [

@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.prompts import PromptFormat, resolve_prompt
 from stars_engine.chat.template import TemplateKwargs
+from stars_engine.config import EngineParams
 from stars_engine.errors import PromptError
+from stars_engine.give_way import give_way
 from stars_engine.messages import Chat
+from stars_engine.runtime.limits import LONG_TEXT, check_num_answers, check_text, size_of
 from stars_engine.types import Prompt, RewardInput, Score
+
+_MAX_CHARS = 16_000_000  # of the beginnings of all answers of a call
+_FEW_TEXTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,35 @@ class ScoreCall:
     reward_prompt: str | Chat | None
     _cuts: list[list[str]] = field(default_factory=list)  # by answer: its growing beginnings
 
+    def check_size(self, params: EngineParams) -> None:
+        """Check the limits of an engine.
+
+        Raises:
+            ConfigError: There are too many answers.
+            PromptError: The prompt or an answer is too long.
+        """
+        check_num_answers(len(self.texts), params)
+        check_text("the prompt", self.prompt, params)
+        check_text("reward_prompt", self.reward_prompt, params)
+        for index, text in enumerate(self.texts):
+            if len(text) > params.max_prompt_chars:
+                check_text(f"answer {index}", text, params)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether reading the inputs may take long."""
+        num_chars = sum(map(len, self.texts))
+        if self.segment_len is not None:
+            num_chars *= 1 + num_chars // (4 * self.segment_len)
+        num_chars += size_of(self.prompt) + size_of(self.reward_prompt)
+        return len(self.texts) > _FEW_TEXTS or num_chars > LONG_TEXT
+
     def inputs(self, model: PromptedModel) -> list[RewardInput]:
-        """Return all inputs of the reward model, in order."""
+        """Return all inputs of the reward model, in order.
+
+        Raises:
+            PromptError: The prompt or an answer cannot be read, or there are too many beginnings.
+        """
         resolved = resolve_prompt(
             self.prompt,
             model.codec,
@@ -78,11 +111,20 @@ class ScoreCall:
             reward_prompt=self.reward_prompt,
         )
         found = []
+        num_chars = 0  # of beginnings
         for index, text in enumerate(self.texts):
+            give_way()
             ids = tuple(_encoded(model, text, index))
             cuts = []
             for end in range(self.segment_len or len(ids), len(ids), self.segment_len or 1):
                 beginning, num_ids = model.codec.completion_text(resolved.token_ids, ids[:end])
+                num_chars += len(beginning)
+                if num_chars > _MAX_CHARS:
+                    raise PromptError(
+                        f"the beginnings of answers 0 to {index} have more than {_MAX_CHARS} "
+                        "characters. Hint: use a longer segment_len, or fewer or shorter answers"
+                    )
+                give_way()
                 cuts.append(beginning)
                 found.append(RewardInput(resolved.for_reward, beginning, ids[:num_ids]))
             cuts.append(text)

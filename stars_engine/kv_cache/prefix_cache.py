@@ -93,6 +93,7 @@ class PrefixCache:
 
     Attributes:
         pool: Where the KV is.
+        num_resets: How often everything was forgotten.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class PrefixCache:
         self._has_handles, self._max_tokens = has_handles, max_tokens
         self._recent = RecentRows()
         self.pool = self._new_pool()
+        self.num_resets = 0
 
     def fetch(self, requests: Sequence[PrefixRequest]) -> list[PinnedPrefix]:
         """Return prefixes with all their tokens and outputs, each for one holder.
@@ -259,6 +261,7 @@ class PrefixCache:
         """Forget everything; what callers have pinned is of no use to them any more."""
         self._recent.free()
         self.pool = self._new_pool(self.pool.max_bytes)
+        self.num_resets += 1
 
     def _new_pool(self, max_bytes: int | None = None) -> SlotPool:
         return SlotPool(max_bytes, min_kept=MIN_PREFIX_LEN if self._has_handles else 1)

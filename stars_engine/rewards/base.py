@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import index
 from typing import Any, Protocol, TypeGuard
 
 from stars_engine.errors import RewardError, RewardOutcome, ServerError, is_for_program
-from stars_engine.protocols import has_members
+from stars_engine.protocols import has_members, read_optional
 from stars_engine.rewards.failures import FailurePolicy, RetryPolicy, failure
 from stars_engine.scalars import real_number
 from stars_engine.types import RewardInput, Score
+
+_MAX_NAME = 200  # characters
 
 
 class RewardModel(Protocol):
@@ -54,7 +56,7 @@ def score_each(
     Inputs are not scored alone if a server did not answer in time, or if nobody waits any more.
 
     The reward's `failures`, a `FailurePolicy`, decides what happens to inputs that fail alone.
-    Without a policy, a failure ends the request.
+    Without a policy, a failure ends the request. So does a policy that cannot be read.
 
     Args:
         reward: The reward model.
@@ -66,7 +68,19 @@ def score_each(
     """
     if not inputs:
         return []
-    retry_policy = retry_policy or RetryPolicy()
+    try:
+        return _score_each(reward, inputs, retry_policy or RetryPolicy())
+    except BaseException as error:  # reward models are third-party code
+        if is_for_program(error):
+            raise
+        if len(inputs) == 1:
+            return [failure(describe(reward), error)]
+        return [found for item in inputs for found in score_each(reward, [item], retry_policy)]
+
+
+def _score_each(
+    reward: RewardModel, inputs: Sequence[RewardInput], retry_policy: RetryPolicy
+) -> list[RewardOutcome]:
     policy = failures_of(reward)
     ask = partial(_score_all, reward, inputs)
     try:
@@ -114,8 +128,8 @@ def apply_failure_policy(
 
 def failures_of(reward: RewardModel) -> FailurePolicy:
     """Return a reward's failure policy; by default, a failure ends the request."""
-    policy: FailurePolicy | None = getattr(reward, "failures", None)
-    return policy or FailurePolicy()
+    policy = getattr(reward, "failures", None)
+    return policy if isinstance(policy, FailurePolicy) else FailurePolicy()
 
 
 class WrongCountError(ValueError):
@@ -154,7 +168,8 @@ def with_floor(
 
 def describe(reward: RewardModel) -> str:
     """Return the name of a reward model for messages."""
-    return getattr(reward, "name", None) or type(reward).__name__
+    name = read_optional(reward, "name")
+    return name[:_MAX_NAME] if name and isinstance(name, str) else type(reward).__name__
 
 
 def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[RewardOutcome]:
@@ -164,6 +179,22 @@ def _score_all(reward: RewardModel, inputs: Sequence[RewardInput]) -> list[Rewar
 
 
 def _as_score(value: Score | float) -> Score:
-    if isinstance(value, Score):
-        return replace(value, value=as_number(value.value))
-    return Score(as_number(value))
+    if not isinstance(value, Score):
+        return Score(as_number(value))
+    num_tokens = index(value.num_tokens)
+    if num_tokens < 0:
+        raise ValueError(f"Score.num_tokens={num_tokens} is not allowed; allowed: 0 or more")
+    if not isinstance(value.parts, Mapping | None):
+        raise TypeError(f"Score.parts must be a mapping or None, not {type(value.parts).__name__}")
+    return Score(
+        as_number(value.value),
+        bool(value.vetoed),
+        num_tokens,
+        bool(value.failed),
+        bool(value.truncated),
+        None if value.parts is None else {str(name): _part(v) for name, v in value.parts.items()},
+    )
+
+
+def _part(value: Any) -> float | None:
+    return None if value is None else as_number(value)

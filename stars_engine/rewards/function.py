@@ -10,7 +10,7 @@ from typing import Any
 
 from stars_engine.config import FunctionReward
 from stars_engine.errors import ModelLoadError
-from stars_engine.import_strings import named_object
+from stars_engine.import_strings import name_of, named_object
 from stars_engine.rewards.base import as_number, check_count, with_floor
 from stars_engine.rewards.event_loop import EventLoop
 from stars_engine.rewards.failures import FailurePolicy
@@ -34,7 +34,7 @@ class FunctionRewardModel:
         self.failures = FailurePolicy.of(config, retry_wait_s=config.retry_wait_s)
         self._function = resolve_function(config.function)
         shown = config.function
-        self.name = shown if isinstance(shown, str) else getattr(shown, "__name__", repr(shown))
+        self.name = shown if isinstance(shown, str) else name_of(shown)
         call = getattr(self._function, "__call__", None)  # noqa: B004 - it may be an async method
         self.ends_overdue_calls = inspect.iscoroutinefunction(
             self._function

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 
-from stars_engine.errors import RewardOutcome
+from stars_engine.errors import RewardOutcome, is_for_program
 from stars_engine.protocols import has_members
-from stars_engine.rewards.base import RewardModel, score_each
+from stars_engine.rewards.base import RewardModel, describe, score_each
+from stars_engine.rewards.failures import failure
 from stars_engine.types import RewardInput
 
 if TYPE_CHECKING:
@@ -67,17 +68,51 @@ def gathers(reward: RewardModel) -> TypeGuard[GatheringReward]:
 
 
 def split_composites(routed: Iterable[RoutedRequest]) -> list[RoutedRequest]:
-    """Replace requests to composite rewards with requests to their parts."""
-    return [
-        part
-        for item in routed
-        for part in (item.reward.divide(item.request) if gathers(item.reward) else [item])
-    ]
+    """Replace requests to composite rewards with requests to their parts.
+
+    A request that its composite fails to divide is answered with the error.
+    """
+    return [part for item in routed for part in _divided(item)]
+
+
+def _divided(item: RoutedRequest) -> list[RoutedRequest]:
+    reward, request = item
+    if not gathers(reward):
+        return [item]
+    try:
+        return [_guarded(item, RoutedRequest(*part)) for part in reward.divide(request)]
+    except BaseException as error:  # reward models are third-party code
+        if is_for_program(error):
+            raise
+        request.reply(failure(describe(reward), error))
+        return []
+
+
+def _guarded(whole: RoutedRequest, part: RoutedRequest) -> RoutedRequest:
+    """Return a part whose reply answers the whole request with the error if it fails."""
+    asked, reply = part.request.input, part.request.reply
+
+    def answer(outcome: RewardOutcome) -> None:
+        try:
+            reply(outcome)
+        except BaseException as error:  # composites may be third-party code
+            if is_for_program(error):
+                raise
+            whole.request.reply(failure(describe(whole.reward), error))
+
+    return RoutedRequest(part.reward, RewardRequest(asked, answer, whole.request.requester))
 
 
 def single_models(reward: RewardModel) -> Sequence[RewardModel]:
-    """Return the parts of a composite, or the reward model itself."""
-    return reward.models() if gathers(reward) else [reward]
+    """Return the parts of a composite; the reward model itself if it has none, or fails."""
+    if not gathers(reward):
+        return [reward]
+    try:
+        return list(reward.models())
+    except BaseException as error:  # reward models are third-party code
+        if is_for_program(error):
+            raise
+        return [reward]
 
 
 def probes_of(reward: RewardModel) -> tuple[Probe, ...]:

@@ -21,17 +21,34 @@ RUN_S = 0.001  # of a computation in Python, between two pauses
 PAUSE_S = 0.006
 
 
-class Pauses:
-    """Pauses regularly while other threads are busy; see `give_way`."""
+class UnwantedWorkError(Exception):
+    """Ends work whose result is not needed any more."""
 
-    def __init__(self, is_busy: Callable[[], bool]) -> None:
-        self._is_busy = is_busy
+
+class Pauses:
+    """Pauses regularly while other threads are busy; see `give_way`.
+
+    Args:
+        is_busy: Whether other threads are busy.
+        is_wanted: Whether the work goes on.
+    """
+
+    def __init__(
+        self, is_busy: Callable[[], bool], is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._is_busy, self._is_wanted = is_busy, is_wanted
         self._resumed_s = time.perf_counter()
 
     def __call__(self) -> None:
-        """Pause if the thread has run for a while."""
+        """Pause if the thread has run for a while.
+
+        Raises:
+            UnwantedWorkError: The work is not wanted any more.
+        """
         if time.perf_counter() - self._resumed_s < RUN_S:
             return
+        if not self._is_wanted():
+            raise UnwantedWorkError("this work is no longer needed")
         if self._is_busy():
             time.sleep(PAUSE_S)
         self._resumed_s = time.perf_counter()
@@ -53,10 +70,8 @@ class Background:
         """All threads."""
         return self._workers.threads
 
-    def run(
-        self, work: Callable[[], Value], owner: object
-    ) -> Generator[Future[Value], None, Value]:
-        """Yield a future of the work, then return its value; owners are served in turn."""
+    def submit(self, work: Callable[[], Value], owner: object) -> Future[Value]:
+        """Return a future of the work; owners are served in turn."""
         future: Future[Value] = Future()
         self._workers.submit(
             Task(
@@ -67,15 +82,23 @@ class Background:
                 is_wanted=lambda: not future.cancelled(),
             )
         )
+        return future
+
+    def run(
+        self, work: Callable[[], Value], owner: object
+    ) -> Generator[Future[Value], None, Value]:
+        """Yield a future of the work, then return its value."""
+        future = self.submit(work, owner)
         yield future
         return future.result()
 
     def close(self) -> None:
-        """End the threads after their current work."""
+        """End the threads; work in progress ends where it next gives way."""
         self._workers.close()
 
     def _run(self, work: Callable[[], Value], future: Future[Value], _: Task) -> None:
-        set_pause(Pauses(self._is_busy))
+        closing = self._workers.closing
+        set_pause(Pauses(self._is_busy, lambda: not (future.cancelled() or closing.is_set())))
         try:
             value = work()
         except BaseException as error:

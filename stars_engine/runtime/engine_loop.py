@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -21,9 +22,8 @@ from stars_engine.core.drafter import model_failed
 from stars_engine.core.engine_core import EngineCore, Events
 from stars_engine.core.request import RequestQueue
 from stars_engine.errors import Interrupted
-from stars_engine.out_of_memory import keeps_cache
 from stars_engine.rewards.base import RewardModel
-from stars_engine.rewards.reward_requests import RoutedRequest, single_models
+from stars_engine.rewards.reward_requests import RoutedRequest
 from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.background import Background
@@ -33,6 +33,7 @@ from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.request_group import RequestGroup, RewardSource, engine_closed_error
 from stars_engine.runtime.reward_executor import RewardExecutor
+from stars_engine.runtime.score_job import ScoreJobs, Services
 from stars_engine.runtime.score_queue import ScoreQueue
 from stars_engine.runtime.stats import EngineStats, server_counts
 from stars_engine.runtime.time_slices import TimeSlices, slice_s
@@ -64,7 +65,7 @@ class EngineLoop:
     ) -> None:
         self._sweep = sweep
         self._params = params
-        self._models = Models(load)
+        self._models = Models(load, max_cache_bytes=params.max_cache_bytes)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_first_admitted, group))
@@ -87,6 +88,8 @@ class EngineLoop:
         self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
         self._scores = ScoreQueue()
+        services = Services(self.get_models, self.score, self.post, self.background)
+        self.score_jobs = ScoreJobs(services)
         self._stop = Event()
         self._immediately = False
         self._next_check_s = 0.0
@@ -159,14 +162,16 @@ class EngineLoop:
         return time.monotonic() - started_s if self._is_busy else None
 
     def _read_inbox(self) -> None:
-        """Run posted callables; wait for one if there is no other work."""
-        try:
+        """Run posted callables; wait for one if there is no other work.
+
+        What they post runs after the next step.
+        """
+        with suppress(Empty):
             message = self._inbox.get(timeout=self._wait_s())
-            while True:
+            for _ in range(self._inbox.qsize()):
                 message()
                 message = self._inbox.get_nowait()
-        except Empty:
-            pass
+            message()
 
     def _wait_s(self) -> float:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
@@ -255,11 +260,7 @@ class EngineLoop:
         """Return both models; load those that are missing."""
         if self._stop.is_set():
             raise engine_closed_error(self._cause)
-        model, reward = self._models.get(source, requested_s=requested_s)
-        for each in (model, *single_models(reward)):
-            if keeps_cache(each):
-                each.limit_cache(self._params.max_cache_bytes)
-        return model, reward
+        return self._models.get(source, requested_s=requested_s)
 
     def _enqueue(self, group: RequestGroup) -> None:
         """Pass the requests of a group to the core, after all its prompts are processed."""
@@ -290,9 +291,7 @@ class EngineLoop:
 
     def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread, now or later."""
-        runs_offloaded = self.reward_executor.runs_offloaded
-        self.reward_executor.submit([item for item in asked if runs_offloaded(item.reward)])
-        self._scores.add([item for item in asked if not runs_offloaded(item.reward)])
+        self._scores.add(self.reward_executor.submit(asked))
 
     def _deliver(self, events: Events) -> None:
         self._answers.deliver(events)
@@ -326,6 +325,7 @@ class EngineLoop:
         """Fail all calls from another thread, because the engine's thread does not end."""
         for group in (*self.admission.close(), *tuple(self._groups)):
             group.fail(engine_closed_error())
+        self.score_jobs.fail_all(engine_closed_error())
 
     def fail_all(self, cause: BaseException | None) -> None:
         """Fail all requests after the loop has ended, and refuse others; may be called again."""
@@ -333,6 +333,7 @@ class EngineLoop:
         cause = self._cause = cause or self._cause
         groups = {*self.admission.close(), *self._groups}
         self._answers.fail_all(groups, cause)
+        self.score_jobs.fail_all(engine_closed_error(cause))
         self._scores.clear()
         self.reward_executor.close_all(wait=not self._immediately)
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.core.memory_budget import MemoryBudget
-from stars_engine.errors import is_for_program
+from stars_engine.core.request_errors import as_request_error
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.background import Background
@@ -59,7 +59,7 @@ class InputProcessor:
         """Add a group: load its models and start to read its prompts."""
         try:
             model, reward = self._get_models(group.reward, group.submitted_s)
-        except Exception as error:  # noqa: BLE001 - loading runs third-party code
+        except BaseException as error:  # noqa: BLE001 - loading runs third-party code
             self._fail(group, error)
             return
         group.reward_model = reward
@@ -90,9 +90,7 @@ class InputProcessor:
             assert group.reading is not None
             try:
                 found = next(group.reading, "done")
-            except BaseException as error:
-                if is_for_program(error):
-                    raise
+            except BaseException as error:  # noqa: BLE001 - custom models are third-party code
                 self._fail(group, error)
                 continue
             if found == "done":
@@ -125,6 +123,9 @@ class InputProcessor:
         self._on_read(group)
 
     def _fail(self, group: RequestGroup, error: BaseException) -> None:
+        """End a group with an error; an exit of third-party code becomes an ordinary one."""
+        if not isinstance(error, Exception):
+            error = as_request_error(error, "preparing the request")
         self._admission.remove(group)
         group.reading, group.ended = None, True
         group.fail(error)

@@ -9,46 +9,77 @@ from pydantic import BaseModel
 
 from stars_engine.config import EngineParams, SamplingParams
 from stars_engine.errors import ConfigError, Problem, PromptError, StarsError
+from stars_engine.messages import Chat
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 
+LONG_TEXT = 16_384  # characters of a prompt that is read in the background
 _CHARS_PER_STOP = 1000  # on average; a single stop string may be longer
 
 
 def within_limits(group: RequestGroup, params: EngineParams) -> RequestGroup:
-    """Return a group that notes which of its prompts exceed a limit.
+    """Return a group that notes which of its prompts are large, or exceed a limit.
 
     Raises:
         ConfigError: The call has too many answers.
     """
     if group.num_samples > params.max_n:
         raise _too_large("best_of_n", "n", "max_n", group.num_samples, params.max_n)
-    if group.num_rollouts > params.max_answers:
-        message = (
-            f"a call with {group.num_rollouts} answers is too large; allowed: at most "
-            f"{params.max_answers}. Hint: split the call, lower n, or raise "
-            "EngineParams(max_answers=...)"
-        )
-        raise ConfigError("StarsEngine", [Problem("prompts", message)])
-    group.refused = _refused_prompts(group, params)
+    check_num_answers(group.num_rollouts, params)
+    _measure(group, params)
     return group
 
 
-def _refused_prompts(group: RequestGroup, params: EngineParams) -> dict[int, StarsError]:
-    """Return the errors of prompts that exceed a limit, by position.
+def check_num_answers(count: int, params: EngineParams) -> None:
+    """Check the number of answers of a call.
+
+    Raises:
+        ConfigError: There are too many.
+    """
+    if count > params.max_answers:
+        message = (
+            f"a call with {count} answers is too large; allowed: at most {params.max_answers}. "
+            "Hint: split the call, lower n, or raise EngineParams(max_answers=...)"
+        )
+        raise ConfigError("StarsEngine", [Problem("prompts", message)])
+
+
+def check_text(what: str, text: Any, params: EngineParams) -> int:
+    """Return about how many characters a prompt or another text has.
+
+    Raises:
+        PromptError: It is too long.
+    """
+    size = size_of(text)
+    if size > params.max_prompt_chars:
+        raise PromptError(
+            f"{what} has about {size} characters; allowed: at most {params.max_prompt_chars}. "
+            "Hint: shorten it, or raise EngineParams(max_prompt_chars=...)"
+        )
+    return size
+
+
+def _measure(group: RequestGroup, params: EngineParams) -> None:
+    """Note the errors of prompts that exceed a limit, and which prompts are large.
 
     Prompts of one call mostly share their settings, which are measured once.
     """
     checked: dict[int, StarsError | None] = {}
     refused: dict[int, StarsError] = {}
+    large: set[int] = set()
     for index, request in enumerate(group.prompts):
         sampling = request.sampling
         if sampling is not None and id(sampling) not in checked:
             checked[id(sampling)] = _refusal(sampling, params)
         own = None if sampling is None else checked[id(sampling)]
-        error = own or _refused_text(request, params)
-        if error is not None:
+        if own is not None:
+            refused[index] = own
+            continue
+        try:
+            if _num_chars(request, params) > LONG_TEXT or _has_grammar_of_tools(request):
+                large.add(index)
+        except StarsError as error:
             refused[index] = error
-    return refused
+    group.refused, group.large = refused, frozenset(large)
 
 
 def size_of(value: Any) -> int:
@@ -77,11 +108,14 @@ def size_of(value: Any) -> int:
 
 def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | None:
     """Return why settings are refused, if they are."""
-    if sampling.n > params.max_n:
-        return _too_large("SamplingParams", "n", "max_n", sampling.n, params.max_n)
-    num_stops, most = len(sampling.stop), params.max_stop_strings
-    if num_stops > most:
-        return _too_large("SamplingParams", "stop", "max_stop_strings", num_stops, most)
+    most = params.max_stop_strings
+    for field, limit, count in (
+        ("n", "max_n", sampling.n),
+        ("stop", "max_stop_strings", len(sampling.stop)),
+        ("stop_token_ids", "max_stop_strings", len(sampling.stop_token_ids)),
+    ):
+        if count > getattr(params, limit):
+            return _too_large("SamplingParams", field, limit, count, getattr(params, limit))
     num_chars = sum(map(len, sampling.stop))
     if num_chars > most * _CHARS_PER_STOP:
         message = (
@@ -103,15 +137,31 @@ def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | Non
     return None
 
 
-def _refused_text(request: PromptRequest, params: EngineParams) -> StarsError | None:
-    for what, text in (("the prompt", request.prompt), ("reward_prompt", request.reward_prompt)):
-        size = size_of(text)
-        if size > params.max_prompt_chars:
-            return PromptError(
-                f"{what} has about {size} characters; allowed: at most {params.max_prompt_chars}. "
-                "Hint: shorten it, or raise EngineParams(max_prompt_chars=...)"
+def _num_chars(request: PromptRequest, params: EngineParams) -> int:
+    """Return about how many characters are read for a prompt.
+
+    Raises:
+        StarsError: It exceeds a limit.
+    """
+    if _has_grammar_of_tools(request):
+        assert isinstance(request.prompt, Chat)
+        size = sum(size_of(tool.parameters) for tool in request.prompt.callable_tools)
+        if size > params.max_grammar_chars:
+            message = (
+                f"their parameters have about {size} characters; allowed: at most "
+                f"{params.max_grammar_chars}. Hint: give fewer tools, or raise "
+                "EngineParams(max_grammar_chars=...)"
             )
-    return None
+            raise ConfigError("Chat", [Problem("tools", message)])
+    num_chars = check_text("the prompt", request.prompt, params)
+    num_chars += check_text("the text of all alternatives", request.align.alternatives, params)
+    return num_chars + check_text("reward_prompt", request.reward_prompt, params)
+
+
+def _has_grammar_of_tools(request: PromptRequest) -> bool:
+    """Whether a grammar is made for a conversation, which may take long for small schemas, too."""
+    prompt = request.prompt
+    return isinstance(prompt, Chat) and bool(prompt.callable_tools) and prompt.constrain_tools
 
 
 def _too_large(title: str, field: str, limit: str, value: int, most: int) -> ConfigError:

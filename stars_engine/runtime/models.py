@@ -7,13 +7,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from stars_engine.backends.base import PromptedModel
-from stars_engine.errors import Interrupted, ModelLoadError, describe_error
-from stars_engine.out_of_memory import memory_usage
+from stars_engine.core.request_errors import as_request_error
+from stars_engine.errors import Interrupted, ModelLoadError, describe_error, is_for_program
+from stars_engine.out_of_memory import keeps_cache, memory_usage
 from stars_engine.rewards.base import RewardModel, describe
 from stars_engine.rewards.reward_requests import single_models
+from stars_engine.runtime.object_checks import check_model, check_reward
 from stars_engine.runtime.request_group import RewardSource
 
 logger = logging.getLogger(__name__)
@@ -33,10 +36,13 @@ class Models:
 
     Args:
         load: Loads the language model.
+        max_cache_bytes: The bound of each cache; None for a default.
     """
 
-    def __init__(self, load: Callable[[], PromptedModel]) -> None:
-        self._load = load
+    def __init__(
+        self, load: Callable[[], PromptedModel], *, max_cache_bytes: int | None = None
+    ) -> None:
+        self._load, self._max_cache_bytes = load, max_cache_bytes
         self._rewards: dict[str, RewardModel] = {}
         self._failures: dict[str | None, LoadFailure] = {}  # None: of the language model
         self.model: PromptedModel | None = None
@@ -53,12 +59,16 @@ class Models:
         """
         model = self.model
         if model is None:
-            model = self.model = self._load_once(None, self._load, requested_s, lambda _: "model")
+            model = self.model = self._load_once(
+                None, self._load_model, requested_s, lambda _: "model"
+            )
             self.num_loads += 1
         reward = self._rewards.get(source.key)
         if reward is None:
-            reward = self._load_once(source.key, lambda: source.load(model), requested_s, describe)
+            load = partial(self._load_reward, source, model)
+            reward = self._load_once(source.key, load, requested_s, describe)
             self._rewards[source.key] = reward
+        self._limit_caches(model, reward)
         return model, reward
 
     @property
@@ -89,7 +99,9 @@ class Models:
         """
         try:
             getattr(self.model, "interrupt", lambda: None)()
-        except Exception:
+        except BaseException as error:
+            if is_for_program(error):
+                raise
             logger.exception("The language model could not be interrupted")
 
     def unload(self, key: str) -> RewardModel | None:
@@ -102,6 +114,26 @@ class Models:
         self.model = None
         self._rewards.clear()
         self._failures.clear()
+
+    def _load_model(self) -> PromptedModel:
+        model = self._load()
+        check_model(model)
+        return model
+
+    def _load_reward(self, source: RewardSource, model: PromptedModel) -> RewardModel:
+        reward = source.load(model)
+        check_reward(reward)
+        return reward
+
+    def _limit_caches(self, model: PromptedModel, reward: RewardModel) -> None:
+        """Set the bound at each call, since engines may share a model."""
+        for each in (model, *single_models(reward)):
+            try:
+                if keeps_cache(each):
+                    each.limit_cache(self._max_cache_bytes)
+            except BaseException as error:  # noqa: BLE001 - custom models are third-party code
+                problem = as_request_error(error, "limiting the cache of a model")
+                raise problem from problem.__cause__
 
     def _load_once(
         self,

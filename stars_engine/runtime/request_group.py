@@ -95,6 +95,7 @@ class RequestGroup:
         reading: Reads one prompt per step, until all are read; yields what it waits for.
         reward_model: The loaded reward model.
         refused: Errors of prompts that exceed a limit, by position.
+        large: Positions of prompts that may take long to read.
         pending: The answers that have not started.
         outputs: The answers in progress, in the order in which they started.
         resumed: Unfinished rollouts to continue, instead of prompts.
@@ -121,6 +122,7 @@ class RequestGroup:
     reading: Iterator[Future[None] | None] | None = None
     reward_model: RewardModel | None = None
     refused: Mapping[int, StarsError] = field(default_factory=dict)
+    large: frozenset[int] = frozenset()
     outputs: dict[RequestOutput, None] = field(default_factory=dict)
     resumed: tuple[Rollout, ...] = ()
     ended: bool = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from threading import Thread
 
-from stars_engine.errors import RewardOutcome
+from stars_engine.errors import RewardOutcome, is_for_program
+from stars_engine.protocols import read_optional
 from stars_engine.rewards.base import (
     OffloadedReward,
     RewardModel,
@@ -18,7 +21,8 @@ from stars_engine.rewards.base import (
     score_each,
 )
 from stars_engine.rewards.event_loop import GRACE_S, set_cancel, set_time_limit
-from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError
+from stars_engine.rewards.failures import RetryPolicy, RewardTimeoutError, failure
+from stars_engine.rewards.offloading import Offloading, offloading_of
 from stars_engine.rewards.reward_requests import (
     RewardRequest,
     RoutedRequest,
@@ -26,6 +30,8 @@ from stars_engine.rewards.reward_requests import (
     single_models,
 )
 from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
+
+logger = logging.getLogger(__name__)
 
 CLOSING_S = 1.0  # how long closing an engine waits for rewards that are still busy
 
@@ -41,17 +47,19 @@ class RewardExecutor:
         self._post = post
         self._workers: dict[int, tuple[OffloadedReward, WorkerPool]] = {}
 
-    def runs_offloaded(self, reward: RewardModel) -> bool:
-        """Return whether a reward model runs on worker threads."""
-        return is_offloaded(reward)
-
-    def submit(self, asked: Sequence[RoutedRequest]) -> None:
-        """Submit requests for offloaded rewards."""
+    def submit(self, asked: Sequence[RoutedRequest]) -> list[RoutedRequest]:
+        """Submit requests for offloaded rewards, or answer with an error; return the others."""
+        others: list[RoutedRequest] = []
         for reward, requests in by_reward(asked):
-            assert is_offloaded(reward)
+            if not is_offloaded(reward):
+                others += [RoutedRequest(reward, request) for request in requests]
+                continue
             for group in _by_requester(requests):
-                for part in [group] if reward.batched else [[request] for request in group]:
-                    self._submit(reward, part)
+                with _answering(reward, group):
+                    how = offloading_of(reward)
+                    for part in [group] if how.batched else [[request] for request in group]:
+                        self._submit(reward, how, part)
+        return others
 
     def expire_overdue(self) -> float | None:
         """Give up reward calls that take too long; see `WorkerPool.expire_overdue`."""
@@ -82,7 +90,7 @@ class RewardExecutor:
     def threads(self) -> list[Thread]:
         """All threads of rewards that are not closed, those of their event loops included."""
         pools = tuple(self._workers.values())
-        own = [thread for reward, _ in pools for thread in getattr(reward, "threads", ())]
+        own = [thread for reward, _ in pools for thread in _own_threads(reward)]
         return [*own, *(thread for _, pool in pools for thread in pool.threads)]
 
     @property
@@ -90,15 +98,22 @@ class RewardExecutor:
         """Whether the current thread is computing a reward for this executor."""
         return current_executor.get() is self
 
+    def _workers_of(self, reward: OffloadedReward, max_workers: int) -> WorkerPool:
+        if id(reward) not in self._workers:
+            workers = WorkerPool(f"reward-{describe(reward)}", max_workers, mark=self)
+            self._workers[id(reward)] = reward, workers
+        return self._workers[id(reward)][1]
+
     def _submit(
-        self, reward: OffloadedReward, requests: Sequence[RewardRequest], *, num_spent: int = 0
+        self,
+        reward: OffloadedReward,
+        how: Offloading,
+        requests: Sequence[RewardRequest],
+        *,
+        num_spent: int = 0,
     ) -> None:
         """Submit requests to a worker; `num_spent` calls for them have failed already."""
-        if id(reward) not in self._workers:
-            name = f"reward-{describe(reward)}"
-            workers = WorkerPool(name, reward.max_concurrency, mark=self)
-            self._workers[id(reward)] = reward, workers
-        _, workers = self._workers[id(reward)]
+        workers = self._workers_of(reward, how.max_concurrency)
         requester = requests[0].requester
 
         def is_wanted() -> bool:
@@ -118,19 +133,21 @@ class RewardExecutor:
 
         def retry(num_failed: int) -> None:
             if is_wanted():
-                self._submit(reward, requests, num_spent=num_failed)
+                with _answering(reward, requests):
+                    self._submit(reward, how, requests, num_spent=num_failed)
 
         def give_up(task: Task) -> None:
-            spent = num_spent + task.num_sleeps + 1
-            if spent <= failures_of(reward).max_retries:
-                self._post(partial(retry, spent))  # on another worker, since this one still hangs
-                return
-            error = RewardTimeoutError(reward.timeout_s)
-            answers = [apply_failure_policy(reward, error, spent) for _ in requests]
-            self._post(partial(_reply, requests, answers))
+            with _answering(reward, requests):
+                spent = num_spent + task.num_sleeps + 1
+                if spent <= failures_of(reward).max_retries:
+                    self._post(partial(retry, spent))  # on another worker: this one still hangs
+                    return
+                error = RewardTimeoutError(how.timeout_s)
+                answers = [apply_failure_policy(reward, error, spent) for _ in requests]
+                self._post(partial(_reply, requests, answers))
 
-        timeout_s = reward.timeout_s
-        if timeout_s is not None and getattr(reward, "ends_overdue_calls", False):
+        timeout_s = how.timeout_s
+        if timeout_s is not None and how.ends_overdue_calls:
             timeout_s += GRACE_S
         workers.submit(
             Task(
@@ -155,8 +172,31 @@ def _reply(requests: Sequence[RewardRequest], answers: Sequence[RewardOutcome]) 
         request.reply(answer)
 
 
+@contextmanager
+def _answering(reward: RewardModel, requests: Sequence[RewardRequest]) -> Iterator[None]:
+    """Answer requests with an error of their reward model, which may be third-party code."""
+    try:
+        yield
+    except BaseException as error:
+        if is_for_program(error):
+            raise
+        answer = failure(describe(reward), error)
+        for request in requests:
+            request.reply(answer)
+
+
+def _own_threads(reward: RewardModel) -> list[Thread]:
+    found = read_optional(reward, "threads")
+    return [each for each in found if isinstance(each, Thread)] if isinstance(found, list) else []
+
+
 def _end_calls(reward: OffloadedReward) -> None:
     """End the calls in progress of a reward that supports it."""
-    end = getattr(reward, "end_calls", None)
-    if end is not None:
-        end()
+    try:
+        end = getattr(reward, "end_calls", None)
+        if end is not None:
+            end()
+    except BaseException as error:  # rewards are third-party code
+        if is_for_program(error):
+            raise
+        logger.warning("end_calls of %s failed", describe(reward), exc_info=True)

@@ -31,11 +31,8 @@ from stars_engine.messages import Tool
 from stars_engine.problems import run_without_exits
 from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
 from stars_engine.runtime.background import Background
-from stars_engine.runtime.limits import size_of
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 from stars_engine.schema_formats.shortest import shortest_value
-
-LONG_TEXT = 16_384  # characters of a prompt that is tokenized in the background
 
 
 def read_prompts(
@@ -109,11 +106,10 @@ def _read_prompt(
     sampling = request.sampling or model.default_sampling()
     check_token_ids(sampling, model.vocab_size)
     resolve = partial(_resolve, group, request, sampling, model)
-    if size_of(request.prompt) > LONG_TEXT:
-        resolved, alternatives = yield from background.run(resolve, group)
+    if prompt_index in group.large:
+        resolved, alternatives, fitted = yield from background.run(resolve, group)
     else:
-        resolved, alternatives = resolve()
-    fitted = fit(resolved, with_chat(sampling, resolved), model, alternatives)
+        resolved, alternatives, fitted = resolve()
     check = partial(_check_grammar, model, sampling, fitted, resolved, alternatives)
     if _must_compile(model, fitted):
         yield from background.run(check, group)
@@ -136,8 +132,8 @@ def _read_prompt(
 
 def _resolve(
     group: RequestGroup, request: PromptRequest, sampling: SamplingParams, model: PromptedModel
-) -> tuple[ResolvedPrompt, tuple[AlternativeIds, ...]]:
-    """Encode a prompt and its alternatives."""
+) -> tuple[ResolvedPrompt, tuple[AlternativeIds, ...], SamplingParams]:
+    """Encode a prompt and its alternatives; return them, and settings that fit the context."""
     resolved = resolve_prompt(
         request.prompt,
         model.codec,
@@ -150,7 +146,9 @@ def _resolve(
     encoder = AlternativeEncoder(
         request.prompt, resolved, model.codec, group.prompt_format, group.template_kwargs, sampling
     )
-    return resolved, encoder.encode(request.align)
+    alternatives = encoder.encode(request.align)
+    fitted = fit(resolved, with_chat(sampling, resolved), model, alternatives)
+    return resolved, alternatives, fitted
 
 
 def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:

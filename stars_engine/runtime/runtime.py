@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from threading import Lock, Thread, current_thread
@@ -22,12 +23,12 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime import process_exit
 from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
-from stars_engine.runtime.futures import RequestFuture
+from stars_engine.runtime.futures import CALLBACKS, RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
-from stars_engine.runtime.score_job import ScoreJob
+from stars_engine.runtime.score_job import ReadInputs
 from stars_engine.runtime.stats import EngineStats
 from stars_engine.runtime.watchdog import Watchdog, where_it_is
-from stars_engine.types import RewardInput, Score
+from stars_engine.types import Score
 
 logger = logging.getLogger(__name__)
 
@@ -168,10 +169,11 @@ class Runtime:
 
     @property
     def threads(self) -> list[Thread]:
-        """The engine's thread, and those of rewards and of the background, that are alive."""
+        """The engine's thread, and those of rewards, callbacks and the background, if alive."""
         own = [] if self._thread is None else [self._thread]
         others = (*self._loop.reward_executor.threads, *self._loop.background.threads)
-        return [thread for thread in (*own, *others) if thread.is_alive()]
+        callbacks = [each for each in threading.enumerate() if each.name == CALLBACKS]
+        return [each for each in (*own, *others, *callbacks) if each.is_alive()]
 
     # --- requests ---
 
@@ -188,7 +190,7 @@ class Runtime:
             self._ensure_thread()
             self._loop.admission.submit(group, wait=wait)
             self._num_groups[group.reward.key] += 1
-        group.future.add_done_callback(partial(self._on_group_done, group))
+        group.future.when_done(partial(self._on_group_done, group))
         self._watchdog.watch(group)
 
     def load(self, source: RewardSource) -> Future[Any]:
@@ -202,22 +204,14 @@ class Runtime:
         return done
 
     def score(
-        self, source: RewardSource, read: Callable[[PromptedModel], Sequence[RewardInput]]
+        self, source: RewardSource, read: ReadInputs, *, in_background: bool
     ) -> Future[list[Score]]:
-        """Score texts with a reward model; return a future of the scores.
-
-        Args:
-            source: The source of the reward model.
-            read: Returns the inputs; called on the engine's thread.
-        """
+        """Score texts with a reward model; see `ScoreJobs.start`."""
         self.check_process()
         self.check_can_wait()
-        loop = self._loop
-        job = ScoreJob(source, read, get_models=loop.get_models, score=loop.score, post=loop.post)
         with self._lock:
             self._ensure_thread()
-            loop.post(job.run)
-        return job.done
+            return self._loop.score_jobs.start(source, read, in_background=in_background)
 
     def loaded(self, source: RewardSource) -> tuple[PromptedModel, RewardModel] | None:
         """Return both models if they are loaded; never blocks."""
@@ -251,8 +245,8 @@ class Runtime:
         """
         if current_thread() is self._thread:
             raise StarsError(
-                "the engine was called from its own thread, by a reward model or a future's "
-                "callback, which would deadlock. Hint: call it from another thread"
+                "the engine was called from its own thread, by a model, a reward model or a "
+                "schedule, which would deadlock. Hint: call it from another thread"
             )
         if self._loop.reward_executor.called_from_reward:
             raise StarsError(

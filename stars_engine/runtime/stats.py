@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from stars_engine.algorithm.rollout import Rollout
+from stars_engine.protocols import read_optional
 from stars_engine.remote.stats import ServerStats
 from stars_engine.runtime.diagnostics import deviations
 from stars_engine.schema import Schema
@@ -157,7 +158,7 @@ def server_counts(models: Iterable[object]) -> dict[str, int]:
     """Return the counts of the models that are behind servers, by the fields of `EngineStats`."""
     counts: Counter[str] = Counter()
     for model in models:
-        stats = getattr(model, "server_stats", None)
+        stats = read_optional(model, "server_stats")
         if isinstance(stats, ServerStats):
             for each in fields(stats):
                 counts[each.name.replace("num_", "num_server_", 1)] += getattr(stats, each.name)

@@ -63,7 +63,7 @@ class Watchdog:
                 self._thread = Thread(target=self._run, name="stars-watchdog", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        group.future.add_done_callback(lambda _: self._forget(number))
+        group.future.when_done(lambda _: self._forget(number))
 
     def _forget(self, number: int) -> None:
         with self._changed:

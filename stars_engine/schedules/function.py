@@ -10,8 +10,9 @@ from pydantic import Field, field_serializer, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stars_engine.errors import ScheduleError, describe_error, is_for_program
-from stars_engine.import_strings import check_name, named_object
+from stars_engine.import_strings import check_name, name_of, named_object
 from stars_engine.problems import Problem
+from stars_engine.protocols import read_optional
 from stars_engine.scalars import real_number
 from stars_engine.schedules.base import BaseSchedule, Progress
 
@@ -41,7 +42,10 @@ class FunctionSchedule(BaseSchedule):
 
     @field_serializer("function", when_used="json")
     def _shown(self, function: Any) -> str:
-        return function if isinstance(function, str) else repr(function)  # unique for each object
+        if isinstance(function, str):
+            return function
+        owner = read_optional(function, "__self__", function)  # a bound method is a new object
+        return f"<{type(function).__name__} {name_of(function)} at {id(owner):#x}>"
 
     @property
     def needs_prompt_reward(self) -> bool:

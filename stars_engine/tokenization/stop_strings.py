@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -18,15 +18,15 @@ class StopStrings:
         self._sorted = sorted(set(stops))
         self._first_chars = {stop[0] for stop in stops}
         self._longest = max(map(len, stops), default=0)
-        # For each, the longest other stop string that begins it: in sorted order, a string follows
-        # those that begin it, and only strings that they begin stand between.
-        self._begun_by: list[int | None] = []
-        open_ones: list[int] = []
-        for index, stop in enumerate(self._sorted):
-            while open_ones and not stop.startswith(self._sorted[open_ones[-1]]):
+        # For each, the stop strings that begin it, shortest first, with itself. In sorted order,
+        # a string follows those that begin it, and only strings that they begin stand between.
+        self._beginnings: list[tuple[str, ...]] = []
+        open_ones: list[str] = []
+        for stop in self._sorted:
+            while open_ones and not stop.startswith(open_ones[-1]):
                 open_ones.pop()
-            self._begun_by.append(open_ones[-1] if open_ones else None)
-            open_ones.append(index)
+            open_ones.append(stop)
+            self._beginnings.append(tuple(open_ones))
 
     def find(self, text: str, start: int = 0, *, ends_after: int = 0) -> int | None:
         """Return where the earliest stop string begins at or after `start`, or None.
@@ -58,12 +58,13 @@ class StopStrings:
     def _len_at(self, text: str, index: int) -> int:
         """Return the length of the longest stop string at an index of the text; 0 without one."""
         window = text[index : index + self._longest]
-        found: int | None = bisect_right(self._sorted, window) - 1
-        if found == -1:
+        last = bisect_right(self._sorted, window) - 1
+        if last == -1:
             return 0
-        while found is not None and not window.startswith(self._sorted[found]):
-            found = self._begun_by[found]
-        return 0 if found is None else len(self._sorted[found])
+        beginnings = self._beginnings[last]
+        # Those that begin the window come first.
+        count = bisect_left(beginnings, 1, key=lambda stop: int(not window.startswith(stop)))
+        return len(beginnings[count - 1]) if count else 0
 
 
 @lru_cache(maxsize=256)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from stars_engine import RegexGrammar, SamplingParams
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, Parts, PausableLanguageModel, is_pausable
 from stars_engine.backends.transformers import TransformersBackend
+from stars_engine.grammars import Grammars
 from stars_engine.protocols import has_members
 from tests.support.backends import DECODERS, Fed, Text, probe_of, random_backend
 
@@ -236,3 +239,60 @@ def test_a_prompt_that_is_given_up_is_not_lost(
     fed = Fed(in_passes, monkeypatch)
     in_passes.draft(requests(Text(in_passes, PROMPT), 1, 1))
     assert fed.take() == [(1, 8), (1, 6)]
+
+
+def train(backend: TransformersBackend) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in backend.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("rung", ["shared", "graphs"])
+def test_a_paused_draft_begins_again_when_weights_have_changed(
+    rung: str, tokenizer: object
+) -> None:
+    backend, fresh = (with_decoder(rung, tokenizer) for _ in range(2))
+    before = fresh.draft(requests(Text(fresh, PROMPT), 3, 8))
+    parts = backend.draft_in_parts(requests(Text(backend, PROMPT), 3, 8))
+    for _ in range(4):
+        next(parts)
+    train(backend)
+    train(fresh)
+    backend.draft(requests(Text(backend, [5, 6, 7]), 1, 2))  # a new request finds the change
+    found = drafts_of(parts)
+    assert found == fresh.draft(requests(Text(fresh, PROMPT), 3, 8)) != before
+
+
+def test_a_paused_draft_ends_although_weights_change_all_the_time(tokenizer: object) -> None:
+    backend = random_backend("llama", tokenizer)
+    num_pauses = 0
+    for _ in backend.draft_in_parts(requests(Text(backend, PROMPT), 2, 8)):
+        num_pauses += 1
+        train(backend)
+        backend.draft(requests(Text(backend, [num_pauses, 6, 7]), 1, 2))
+    assert num_pauses < 40
+
+
+def test_a_draft_waits_for_the_first_masks_of_a_slow_grammar_in_a_pause(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    sampling = PLAIN.replace(grammar=RegexGrammar(pattern="(.|\\n)*"))
+    text = Text(backend, PROMPT)
+    asked = [text.request([0.3] * 4, sampling)]
+    expected = backend.draft(asked)
+    go_on = threading.Event()
+    allowed = Grammars.allowed
+
+    def slow(self: Grammars, *args: Any) -> Any:
+        assert go_on.wait(60)
+        return allowed(self, *args)
+
+    monkeypatch.setattr(Grammars, "allowed", slow)
+    parts = backend.draft_in_parts(asked)
+    pause = next(pause for pause in parts if pause.waits_for is not None)
+    assert pause.num_left == 4
+    assert not pause.waits_for.done()
+    go_on.set()
+    assert drafts_of(parts) == expected

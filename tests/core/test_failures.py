@@ -13,10 +13,12 @@ import pytest
 
 from stars_engine import (
     EngineClosedError,
+    FunctionSchedule,
     GenerationError,
     ModelLoadError,
     PromptError,
     RewardError,
+    ScheduleError,
     StarsConfig,
     StarsEngine,
     StarsError,
@@ -118,20 +120,26 @@ def test_a_failing_stream_raises_with_its_partial_result(engine: StarsEngine) ->
         assert "".join(texts) == caught.value.result.text != ""
 
 
-def test_a_callback_cannot_wait_for_its_own_engine(engine: StarsEngine) -> None:
-    outcomes: list[object] = []
+def test_a_callback_may_call_its_engine(engine: StarsEngine) -> None:
+    texts: list[str] = []
 
     def call_back(_: object) -> None:
-        try:
-            engine.generate("again", sampling=SHORT)
-        except StarsError as error:
-            outcomes.append(error)
+        texts.append(engine.generate("again", sampling=SHORT)[0].text)
 
     future = engine.submit("once", sampling=SHORT)
     future.add_done_callback(call_back)
     future.result()
-    wait_until(lambda: bool(outcomes))
-    assert "from its own thread" in str(outcomes[0])
+    wait_until(lambda: bool(texts))
+    assert texts == [engine.generate("again", sampling=SHORT)[0].text]
+
+
+def test_a_schedule_cannot_wait_for_its_own_engine(engine: StarsEngine) -> None:
+    def ask(_: object) -> float:
+        return float(len(engine.generate("again", sampling=SHORT)))
+
+    align = engine.config.align.replace(schedule=FunctionSchedule(function=ask))
+    with pytest.raises(ScheduleError, match="from its own thread"):
+        engine.generate("once", sampling=SHORT, align=align)
 
 
 def test_a_bad_prompt_fails_a_call_before_any_work(engine: StarsEngine) -> None:

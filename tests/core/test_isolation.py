@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
+from collections import UserList
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from stars_engine import (
     AlignParams,
+    Alternative,
     Chat,
     ChoiceGrammar,
     ConfigError,
@@ -31,12 +33,14 @@ from stars_engine import (
 )
 from stars_engine.calibration import settings
 from stars_engine.config import JsonGrammar
+from stars_engine.give_way import give_way
 from stars_engine.grammars import Grammars, json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
 from stars_engine.runtime.answers import CheckedPrompt
+from stars_engine.runtime.background import Background
+from stars_engine.runtime.limits import LONG_TEXT
 from stars_engine.runtime.output_processor import OutputProcessor
-from stars_engine.runtime.rollout_creation import LONG_TEXT
 from stars_engine.tokenization.added_tokens import MarkedEncoder
 from stars_engine.tokenization.codec import Codec
 from stars_engine.tokenization.stop_strings import StopStrings
@@ -60,6 +64,7 @@ def engine_with(engine: StarsEngine, params: EngineParams, model: Any = None) ->
         (EngineParams(max_n=4), {"n": 5}, "n: 5 is too large; allowed: at most 4"),
         (EngineParams(max_stop_strings=2), {"stop": ["a", "b", "c"]}, "stop: 3 is too large"),
         (EngineParams(max_stop_strings=2), {"stop": ["a" * 3000]}, "have 3000 characters"),
+        (EngineParams(max_stop_strings=2), {"stop_token_ids": [5] * 3}, "stop_token_ids: 3 is too"),
         (
             EngineParams(max_grammar_chars=100),
             {"grammar": ChoiceGrammar(choices=["a" * 200])},
@@ -105,6 +110,19 @@ def test_long_prompts_are_refused_before_they_are_read(engine: StarsEngine) -> N
             mine.generate("a", reward_prompt="b" * 200)
         outcomes = mine.generate(["a", "a" * 200], return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [StarsResult, PromptError]
+
+
+def test_large_tools_and_alternatives_are_refused(engine: StarsEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["b" * 300]}}}
+    tools = [{"name": "f", "description": "d", "parameters": schema}]
+    chat = Chat([{"role": "user", "content": "a"}], tools=tools)
+    align = PLAIN.replace(alternatives=[Alternative(preface="a" * 900, share=0.5)])
+    with engine_with(engine, EngineParams(max_grammar_chars=200, max_prompt_chars=800)) as mine:
+        with pytest.raises(ConfigError, match=r"tools: their parameters have about .*Hint:"):
+            mine.generate(chat)
+        with pytest.raises(PromptError, match=r"the text of all alternatives has about .*Hint:"):
+            mine.generate("a", align=align)
+        assert mine.generate(chat.replace(constrain_tools=False))
 
 
 def test_a_call_with_too_many_answers_is_refused(engine: StarsEngine) -> None:
@@ -434,3 +452,42 @@ def test_a_reply_that_cannot_be_read_ends_its_request_only(
         assert [type(each) for each in found] == [StarsResult, GenerationError, StarsResult]
         assert found[1].result is not None
         wait_until(lambda: idle(mine))
+
+
+class _Counted(UserList[str]):
+    """Stop strings; counts how often one of them is compared."""
+
+    num_compared = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        _Counted.num_compared += 1
+        return super().__getitem__(index)
+
+
+def test_stop_strings_that_begin_each_other_are_found_by_few_comparisons() -> None:
+    stops = StopStrings(["aa" + "b" * number for number in range(1024)])
+    stops._beginnings = [_Counted(each) for each in stops._beginnings]  # type: ignore[misc]
+    assert stops._len_at("aa" + "b" * 700 + "c" * 500, 0) == 702
+    assert stops._len_at("ac" * 600, 0) == 0
+    assert 0 < _Counted.num_compared < 30
+
+
+def test_background_work_that_nobody_needs_ends() -> None:
+    background = Background(lambda: False)
+    started, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        try:
+            while True:
+                started.set()
+                give_way()
+        finally:
+            ended.set()
+
+    for stop in ("cancel", "close"):
+        started.clear()
+        ended.clear()
+        future = background.submit(work, "somebody")
+        assert started.wait(60)
+        future.cancel() if stop == "cancel" else background.close()
+        assert ended.wait(60)

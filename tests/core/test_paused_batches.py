@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from stars_engine import (
     AlignParams,
     ConstantSchedule,
     NoSchedule,
+    RegexGrammar,
     SamplingParams,
     StarsConfig,
     StarsEngine,
@@ -376,3 +378,62 @@ def test_a_model_that_gives_up_ends_the_step() -> None:
     interrupted.append(True)
     with pytest.raises(Interrupted):
         core.step()
+
+
+def test_no_step_waits_for_what_another_thread_computes() -> None:
+    """Two drafts wait for slow masks; a short request goes on, and the engine is idle after it."""
+    futures = [Future[None]() for _ in range(3)]
+    model = Pausing()
+    model.pause_of = lambda left, asked: Pause(left, futures[asked[0].token_ids[0]])
+    futures[2].set_result(None)
+    posted: list[Callable[[], None]] = []
+    core = EngineCore(model, Scheduler(), part_s=0.0, post=posted.append)
+    for prompt in range(3):
+        core.add(RequestQueue.of([request_of(prompt, LONG if prompt < 2 else SHORT)]))
+        core.step()
+    for _ in range(20):
+        core.step()
+    assert model.drafted == [2]
+    assert core.has_unfinished
+    assert not core.has_work()
+    num_posted = len(posted)
+    for future in futures[:2]:
+        future.set_result(None)
+    assert len(posted) == num_posted + 2  # the engine's thread wakes
+    finish(core)
+    assert sorted(model.drafted) == [0, 1, 2]
+
+
+def test_a_cancelled_draft_that_waits_is_given_up() -> None:
+    future: Future[None] = Future()
+    model = Pausing()
+    model.pause_of = lambda left, _: Pause(left, future)
+    core = EngineCore(model, Scheduler(), part_s=0.0, post=lambda _: None)
+    request = request_of(0, LONG)
+    core.add(RequestQueue.of([request]))
+    core.step()
+    assert not core.has_work()
+    core.abort([request.rollout])
+    assert core.has_work()
+    core.step()
+    assert model.num_open == 0
+    assert not core.has_work()
+
+
+def test_requests_whose_masks_may_be_slow_have_a_batch_of_their_own() -> None:
+    model = Pausing()
+    requests = [request_of(prompt, SHORT, max_tokens=2 * SHORT) for prompt in range(3)]
+    with_grammar = requests[1]
+    grammar = RegexGrammar(pattern="[ab]*")
+    with_grammar.rollout.sampling = with_grammar.rollout.sampling.replace(grammar=grammar)
+    core = EngineCore(model, Scheduler())
+    core.add(RequestQueue.of(requests))
+    core.step()
+    assert model.drafted == [0, 2]
+    core.step()
+    assert model.drafted == [0, 2, 1]
+    assert with_grammar.has_quick_masks  # from now on they share the batch of the others
+    core.step()
+    assert sorted(model.drafted[3:]) == [0, 1, 2]
+    with_grammar.waited_for_masks = True
+    assert not with_grammar.has_quick_masks

@@ -269,4 +269,5 @@ def test_callers_take_turns(engine: StarsEngine) -> None:
         small = mine.submit("one", sampling=SHORT)
         small.add_done_callback(lambda _: order.append("small"))
         assert len(large.result()) == 40
+        wait_until(lambda: len(order) == 2)
         assert order == ["small", "large"]

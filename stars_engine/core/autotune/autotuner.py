@@ -14,6 +14,7 @@ from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.autotune.step_costs import StepCosts
 from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.request import Request
+from stars_engine.protocols import read_optional
 from stars_engine.rewards.base import RewardModel, is_offloaded
 from stars_engine.rewards.reward_requests import single_models
 from stars_engine.schedules import BaseSchedule
@@ -149,7 +150,7 @@ def _bounded(bounds: NumDrafts, request: Request) -> NumDrafts:
 
 
 def _is_outside(reward: RewardModel) -> bool:
-    return is_offloaded(reward) and not getattr(reward, "is_timed", False)
+    return is_offloaded(reward) and read_optional(reward, "is_timed") is not True
 
 
 def _num_tokens(rollouts: Sequence[Rollout]) -> int:
