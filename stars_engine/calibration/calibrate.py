@@ -61,7 +61,7 @@ def calibrate(
     should_stop: Callable[[], bool] = lambda: False,
     detect_guard: bool = False,
     on_untrusted: OnUntrusted | Literal["ignore"] = "ignore",
-    limit_draws: bool = True,
+    limit_draws: bool = False,
 ) -> CalibratedSchedule:
     """Find thresholds for an engine's models.
 
@@ -103,8 +103,9 @@ def calibrate(
             little of the whole answer: "warn", "best_of_n" (sample whole answers for the same
             budget, and return the best) or "raise". "ignore" does not measure it, which saves a
             third of a stage for each segment.
-        limit_draws: Let nearly hopeless prefixes have fewer draws if that saves a tenth of the draws
-            after the first. Only with `on_exhausted` "best" or "last", and without `target_forced`.
+        limit_draws: Give fewer draws to prefixes after which late draws are hardly ever accepted,
+            if that saves a tenth of the draws after the first. More segments are forced. No effect
+            with `target_forced`, or if answers end where draws run out.
 
     Raises:
         ConfigError: An argument is out of range, or `checkpoint` cannot be written.
@@ -139,7 +140,7 @@ def calibrate(
         "num_drafts": num_drafts,
         "on_exhausted": align.on_exhausted,
         "seed": seed,
-        **({} if limit_draws else {"limit_draws": False}),
+        **({"limit_draws": True} if limit_draws else {}),
     }
     num_stages = math.ceil(sampling.max_tokens / align.segment_len)
     fingerprints = {} if checkpoint is None else model_fingerprints(engine.config)

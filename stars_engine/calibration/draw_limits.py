@@ -1,9 +1,9 @@
-"""Fit limits on draws: prefixes after which hardly any draft is accepted get fewer draws.
+"""Fit limits on draws: where draws that follow a few rejected ones are hardly ever accepted.
 
-Under a threshold relative to the prefix, some prefixes are nearly hopeless: all their draws are
-rejected, `max_attempts` of them, and one is forced in the end. A few such prefixes can take most of
-the budget. Where the reward of the prefix tells them apart, they get about as many draws as other
-segments need, and the threshold of the others rises until the budget is spent.
+Under a threshold relative to the prefix, a few prefixes can be nearly hopeless: all `max_attempts`
+draws are rejected, and one is forced in the end. They may take most of the budget. Where that is
+so, by the reward of the prefix, segments get about as many draws as they take on average, and the
+thresholds rise until the budget is spent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from stars_engine.calibration.draws import DrawDistribution, Floats, PooledDraws
 from stars_engine.calibration.offsets import ALIKE
 from stars_engine.schedules import CalibratedSchedule, DrawLimit
 
-_MIN_PREFIXES = 8  # in the range of a limit
-_HOPELESS = 0.5  # probability that no draw is accepted, from which a prefix is nearly hopeless
+_MIN_STUCK = 16  # prefixes in the range of a limit whose first draws are all rejected
+_NOT_PAYING = 0.5  # acceptance of late draws, over that of all draws, up to which they do not pay
 _WORTHWHILE = 0.1  # share of the draws after the first that a limit must save
 _Z = 1.96
 
@@ -40,18 +40,33 @@ class PrefixResiduals(NamedTuple):
         return PrefixResiduals(self.prefix_rewards[chosen], self.residuals[chosen])
 
 
-class PrefixAcceptance(NamedTuple):
-    """How many drafts of each prefix a threshold accepts.
+class StuckPrefixes(NamedTuple):
+    """Prefixes by what a threshold does to their first drafts and to their late ones.
 
     Attributes:
         prefix_rewards: `(prefixes,)`; nan if unknown.
-        num_drafts: `(prefixes,)`, at least 1.
-        acceptance: `(prefixes,)`, mean acceptance probability of its drafts.
+        stuck: `(prefixes,)`, probability that the first drafts are all rejected.
+        late: `(prefixes,)`, mean acceptance probability of the drafts after them.
+        num_late: `(prefixes,)`, number of drafts after them, at least 1.
     """
 
     prefix_rewards: Floats
-    num_drafts: Floats
-    acceptance: Floats
+    stuck: Floats
+    late: Floats
+    num_late: Floats
+
+    @classmethod
+    def of(cls, prefix_rewards: Floats, accepted: Floats, few: int) -> StuckPrefixes:
+        """Split drafts after the first few.
+
+        Args:
+            prefix_rewards: `(prefixes,)`.
+            accepted: `(prefixes, drafts)`, acceptance probabilities in the order of the drafts.
+            few: Number of first drafts, less than all.
+        """
+        first, late = accepted[:, :few], accepted[:, few:]
+        num_late = np.full(len(late), float(late.shape[1]))
+        return cls(prefix_rewards, (1 - first).prod(1), late.mean(1), num_late)
 
 
 def pool_draws(
@@ -94,34 +109,36 @@ def pool_draws(
 
 
 def fit_limit(
-    found: PrefixAcceptance, *, max_attempts: int, few: int, extra: float
+    found: StuckPrefixes, *, max_attempts: int, few: int, budget: float
 ) -> DrawLimit | None:
     """Return the limit that surely saves most draws; None if none is worthwhile.
 
-    The range is all prefixes up to a reward, or all from a reward. By the upper end of the interval
-    of its acceptance, more than half of its segments must have no accepted draw at all. By the
-    lower end of what is saved, the limit must save a tenth of all draws after the first.
+    The range is all prefixes up to a reward, or all from a reward. After a few rejected draws, the
+    later ones must be accepted less than half as often as draws are on average, by the upper
+    end of the interval. (Still later ones are accepted less often, because the prefixes that are
+    left are the harder ones.) By the lower end, the limit must save a tenth of all draws after the
+    first.
 
     Args:
-        found: The acceptance of the pilot's prefixes.
+        found: The prefixes of the pilot.
         max_attempts: Draws of a segment without the limit.
         few: Draws of a segment under the limit.
-        extra: Mean number of draws after the first, per segment, without a limit.
+        budget: Mean number of draws per segment without a limit.
     """
     rewards = found.prefix_rewards
-    count = len(rewards)
-    if few >= max_attempts or count < 2 * _MIN_PREFIXES or not np.isfinite(rewards).all():
+    if not len(rewards) or not np.isfinite(rewards).all():
         return None
     order = np.argsort(rewards, kind="stable")
     ordered = rewards[order]
+    extra, most = budget - 1, _NOT_PAYING / budget
     best, best_saved = None, _WORTHWHILE * extra
-    gaps = np.flatnonzero(np.diff(ordered) > ALIKE * np.ptp(ordered))
-    for gap in gaps:
+    for gap in np.flatnonzero(np.diff(ordered) > ALIKE * np.ptp(ordered)):
         middle = float(ordered[gap] + (ordered[gap + 1] - ordered[gap]) / 2)
-        for rows, ends in ((order[: gap + 1], {"high": middle}), (order[gap + 1 :], {"low": middle})):
-            saved = _surely_saved(found, rows, max_attempts, few)
+        below, above = order[: gap + 1], order[gap + 1 :]
+        for rows, ends in ((below, {"high": middle}), (above, {"low": middle})):
+            saved = _surely_saved(found, rows, max_attempts - few, most)
             if saved > best_saved:
-                about = {"share": len(rows) / count, "saved": min(1.0, saved / extra)}
+                about = {"share": len(rows) / len(rewards), "saved": min(1.0, saved / extra)}
                 best_saved, best = saved, DrawLimit(max_attempts=few, **ends, **about)
     return best
 
@@ -135,14 +152,13 @@ def limits_in_words(schedule: CalibratedSchedule) -> str | None:
     about = ""
     if last.share is not None and last.saved is not None:
         about = (
-            f" They were {last.share:.1%} of the pilot's prefixes, and the limit saves "
-            f"{last.saved:.0%} or more of the draws after the first."
+            f" That holds for {last.share:.0%} of the pilot's prefixes, and saves {last.saved:.0%} "
+            "or more of the draws after the first."
         )
     return (
         f"Fewer draws in {len(limits)} of {len(schedule.stages)} segments: at most "
         f"{last.max_attempts} instead of {schedule.max_attempts} if the reward before the segment "
-        f"is {last.in_words()}, because none of the draws would be accepted more often than not."
-        f"{about}"
+        f"is {last.in_words()}, because later draws are hardly ever accepted.{about}"
     )
 
 
@@ -151,29 +167,36 @@ def _in_range(prefix_rewards: Floats, limit: DrawLimit) -> np.typing.NDArray[np.
 
 
 def _surely_saved(
-    found: PrefixAcceptance, rows: np.typing.NDArray[np.intp], max_attempts: int, few: int
+    found: StuckPrefixes, rows: np.typing.NDArray[np.intp], num_late: int, most: float
 ) -> float:
-    """Return the draws per segment that a limit for some prefixes saves, at least; 0 if unsure."""
-    if len(rows) < _MIN_PREFIXES:
+    """Return the late draws per segment that a limit for some prefixes saves, at least.
+
+    Args:
+        found: All prefixes.
+        rows: Those in the range of the limit.
+        num_late: Draws that it removes from a segment without an accepted one.
+        most: Acceptance of late draws up to which they are not worth it; above, 0 is returned.
+    """
+    stuck = found.stuck[rows]
+    if stuck.sum() < _MIN_STUCK:
         return 0.0
-    highest = _highest_acceptance(found.acceptance[rows], found.num_drafts[rows])
-    if (1 - highest) ** max_attempts < _HOPELESS:
+    highest = _highest_mean(found.late[rows], stuck, found.num_late[rows])
+    if highest >= most:
         return 0.0
-    # Draws are a convex function of the acceptance, so unequal prefixes draw more than this.
-    draws = DrawDistribution(highest, 0.0)
-    share, count = len(rows) / len(found.acceptance), len(found.acceptance)
+    count = len(found.stuck)
+    share = float(stuck.sum()) / count
     lowest_share = max(0.0, share - _Z * math.sqrt(share * (1 - share) / count))
-    return lowest_share * (draws.attempts(max_attempts) - draws.attempts(few))
+    return lowest_share * DrawDistribution(highest, 0.0).attempts(num_late)
 
 
-def _highest_acceptance(acceptance: Floats, num_drafts: Floats) -> float:
-    """Return the upper end of the 95% interval of the mean acceptance of some prefixes.
+def _highest_mean(late: Floats, stuck: Floats, num_late: Floats) -> float:
+    """Return the upper end of the 95% interval of the acceptance of late drafts.
 
     It is at least that of independent drafts, one of which was accepted more than was seen.
     """
-    total = float(num_drafts.sum())
-    mean = float(np.average(acceptance, weights=num_drafts))
+    mean = float(np.average(late, weights=stuck))
+    total = float((stuck * num_late).sum())
     smoothed = (mean * total + 1) / (total + 2)
-    between_drafts = math.sqrt(smoothed * (1 - smoothed) / total)
-    between_prefixes = float(acceptance.std(ddof=1)) / math.sqrt(len(acceptance))
-    return min(1.0, mean + _Z * max(between_drafts, between_prefixes))
+    between_drafts = smoothed * (1 - smoothed) / total
+    between_prefixes = float(np.average((late - mean) ** 2, weights=stuck)) / float(stuck.sum())
+    return min(1.0, mean + _Z * math.sqrt(max(between_drafts, between_prefixes)))

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_engine.calibration.draw_limits import (
-    PrefixAcceptance,
     PrefixResiduals,
+    StuckPrefixes,
     fit_limit,
     pool_draws,
 )
@@ -109,7 +109,7 @@ class Fitter:
             `relative_beta`.
         relative_beta: Softness over the standard deviation of the first stage's residuals.
         stops: Whether an answer ends before a segment without an accepted draw.
-        limits_draws: Whether nearly hopeless prefixes may get fewer draws.
+        limits_draws: Whether prefixes whose late draws are hopeless may get fewer draws.
         stages: Drafts of the stages so far.
         lines: Thresholds of the stages so far.
         terminals: After each stage, the threshold of drafts that end the answer; None while there
@@ -122,7 +122,7 @@ class Fitter:
     beta: float | None = None
     relative_beta: float = 0.0
     stops: bool = False
-    limits_draws: bool = True
+    limits_draws: bool = False
     stages: list[StageDrafts] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     terminals: list[Line | None] = field(default_factory=list)
@@ -236,29 +236,34 @@ class Fitter:
         pool = pool_draws(similar, self.lines[-1].offset, self.beta, None, stops=False)
         budget = pool.budget(self.max_attempts)
         usual = self.target.value if self.target.name == "budget" else budget
-        last = len(self.lines) - 1
-        found = [self._accepted(index) for index in range(min(1, last), last + 1)]
+        few, last = max(2, math.ceil(usual)), len(self.lines) - 1
+        found = [
+            StuckPrefixes.of(self.stages[index].prefix_rewards, accepted, few)
+            for index in range(min(1, last), last + 1)
+            if (accepted := self._accepted(index)).shape[1] > few
+        ]
+        if few >= self.max_attempts or not found:
+            return None
         return fit_limit(
-            PrefixAcceptance(*(np.concatenate(part) for part in zip(*found, strict=True))),
+            StuckPrefixes(*(np.concatenate(part) for part in zip(*found, strict=True))),
             max_attempts=self.max_attempts,
-            few=max(2, math.ceil(usual)),
-            extra=budget - 1,
+            few=few,
+            budget=budget,
         )
 
-    def _accepted(self, index: int) -> PrefixAcceptance:
-        """Return how many drafts of each prefix of a stage its thresholds accept."""
+    def _accepted(self, index: int) -> Floats:
+        """Return `(prefixes, drafts)`, how the thresholds of a stage accept its drafts."""
         assert self.beta is not None
-        drafts, terminal = self.stages[index], self.terminals[index]
+        beta, drafts, terminal = self.beta, self.stages[index], self.terminals[index]
         prefixes, rewards = drafts.prefix_rewards, drafts.all_draws
 
         def accepted_by(line: Line) -> Floats:
-            return acceptances(residuals_of(line, prefixes, rewards), line.offset, self.beta)
+            return acceptances(residuals_of(line, prefixes, rewards), line.offset, beta)
 
         accepted = accepted_by(self.lines[index])
-        if terminal is not None:
-            accepted = np.where(drafts.ends_text, accepted_by(terminal), accepted)
-        numbers = np.full(len(prefixes), float(rewards.shape[1]))
-        return PrefixAcceptance(prefixes, numbers, accepted.mean(1))
+        if terminal is None:
+            return accepted
+        return np.where(drafts.ends_text, accepted_by(terminal), accepted)
 
 
 def residuals_of(line: Line, prefix_rewards: Floats, rewards: Floats) -> Floats:

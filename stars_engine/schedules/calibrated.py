@@ -151,8 +151,8 @@ class CalibratedSchedule(Filed, BaseSchedule):
     )
     draw_limits: tuple[DrawLimit | None, ...] = Field(
         default=(),
-        description="limits on the draws of segments 0, 1, 2, ... by the reward of the prefix; None: "
-        "`max_attempts`",
+        description="limits on the draws of segments 0, 1, 2, ... by the reward of the prefix; "
+        "None: `max_attempts`",
         repr=False,
     )
     segment_len: int = Field(

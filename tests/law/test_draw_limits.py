@@ -9,7 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from stars_engine import AlignmentError, AlignParams, CalibratedSchedule, SamplingParams, StarsEngine
+from stars_engine import (
+    AlignmentError,
+    AlignParams,
+    CalibratedSchedule,
+    SamplingParams,
+    StarsEngine,
+)
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.core.offline import stars
@@ -31,15 +37,23 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
-@pytest.mark.parametrize("num_candidates", [1, 2, 4])
-@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("num_candidates", "beta"),
+    [(1, 0.0), (2, 0.5), pytest.param(4, 0.5, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("limits", LIMITS)
-def test_two_segments(limits: str, beta: float, num_candidates: int, on_exhausted: str) -> None:
+def test_two_segments(limits: str, num_candidates: int, beta: float, on_exhausted: str) -> None:
     """With four candidates at once, the first step drafts more than the prompt's reward allows."""
     found = LIMITS[limits]
     thresholds = (0.4, 0.6)[: len(found)]
     case = Case(thresholds, beta, 3, on_exhausted, num_candidates, 2, draw_limits=found)
     assert_same_law(case, closed_form)
+
+
+@pytest.mark.parametrize("limits", ["high", "first", "between", "one for all"])
+def test_limits_change_the_law(limits: str) -> None:
+    found = LIMITS[limits]
+    case = Case((0.4, 0.6)[: len(found)], 0.5, 3, "best", 1, 2, draw_limits=found)
     with pytest.raises(AssertionError):
         assert_same_law(case, lambda _: closed_form(replace(case, draw_limits=())))
 
@@ -79,7 +93,9 @@ def run(num_candidates: int, reward: object, **settings: object) -> Rollout:
     )
     sampling = SamplingParams(max_tokens=1, temperature=1.0, top_k=None)
     model = TabularModel(PIECES, next_probs, end_id=END)
-    rollout = make_rollout(align=align, sampling=sampling, noise=CounterNoise(4, (1,), 0))
+    rollout = make_rollout(
+        align=align, sampling=sampling, noise=CounterNoise(seed=4, prompt_ids=(1,), sample_index=0)
+    )
     for _ in stars([rollout], model, reward):
         pass
     return rollout

@@ -27,7 +27,6 @@ from tests.support.closed_form import (
 from tests.support.enumerated_laws import assert_same_law
 from tests.support.rollouts import make_rollout
 
-
 # --- cases ---
 
 NAN = (*((k, v) for k, v in REWARDS.items() if k != "ba"), ("ba", math.nan), ("b", math.nan))
