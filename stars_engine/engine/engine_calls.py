@@ -105,8 +105,8 @@ class EngineCalls(Handle):
                 for request in group.prompts
                 if request.sampling is not None
             )
-            settings = [(request.align, request.sampling) for request in group.prompts]
-            warn_of_mismatches(self.config, settings)
+            accepted = (each for i, each in enumerate(group.prompts) if i not in group.refused)
+            warn_of_mismatches(self.config, ((each.align, each.sampling) for each in accepted))
         self._runtime.submit(group, wait=self.config.engine.on_full == "wait")
         return group
 

@@ -29,6 +29,7 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
+from stars_engine.calibration import settings
 from stars_engine.config import JsonGrammar
 from stars_engine.grammars import Grammars, json_rules
 from stars_engine.json_schema.rules import Rules
@@ -77,6 +78,22 @@ def test_settings_beyond_a_bound_are_refused(
         good, *bad = mine.generate(["a", "b"], sampling=[SHORT, too_large], return_exceptions=True)
         assert isinstance(good, StarsResult)
         assert {type(outcome) for outcome in bad} == {ConfigError}
+
+
+def test_refused_settings_are_not_compared_with_a_calibration(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    settings_of = settings.dependencies
+
+    def noted(config: StarsConfig, align: AlignParams, sampling: SamplingParams) -> dict[str, Any]:
+        compared.append(len(sampling.stop))
+        return settings_of(config, align, sampling)
+
+    monkeypatch.setattr(settings, "dependencies", noted)
+    too_large = SHORT.replace(stop=[f"stop {index}" for index in range(1025)])
+    engine.generate(["a", "b"], sampling=[SHORT, too_large], return_exceptions=True)
+    assert compared == [0]
 
 
 def test_long_prompts_are_refused_before_they_are_read(engine: StarsEngine) -> None:
