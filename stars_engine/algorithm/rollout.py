@@ -117,9 +117,15 @@ class Rollout:
 
     @property
     def max_attempts(self) -> int:
-        """Draws per segment; one at temperature 0 without alternatives: all would be equal."""
-        all_equal = self.sampling.temperature == 0 and not self.alternatives
-        return 1 if all_equal else self.align.max_attempts
+        """Draws of the current segment; the schedule may limit them by the prefix's reward.
+
+        One at temperature 0 without alternatives: all would be equal.
+        """
+        if self.sampling.temperature == 0 and not self.alternatives:
+            return 1
+        assert self.align.schedule is not None
+        limit = self.align.schedule.draw_limit(len(self.segments), self.prefix_reward)
+        return self.align.max_attempts if limit is None else min(limit, self.align.max_attempts)
 
     @property
     def needs_prompt_reward(self) -> bool:
@@ -147,11 +153,9 @@ class Rollout:
 
     def features_with(self, candidate: Candidate, num_tokens: int) -> Features:
         """Return the features of the completion, with the first tokens of a candidate's draft."""
+        num_before = len(self.token_ids)
         return extended(
-            self.features,
-            candidate.features,
-            num_before=len(self.token_ids),
-            num_new=num_tokens,
+            self.features, candidate.features, num_before=num_before, num_new=num_tokens
         )
 
     def token_uniforms(self, attempt: int) -> Sequence[float]:
@@ -170,10 +174,9 @@ class Rollout:
         """Return the stream of token uniforms for one draw of the next segment.
 
         Segments of fixed length use uniforms of disjoint positions, so the attempt is the stream.
-        If segments end at sentence borders, a rejected draw may have used uniforms of positions
-        that the next segment draws again. To keep the two independent, the stream is the number of
-        draws rejected so far in the whole answer. Without rejections it is stream 0, as in plain
-        sampling.
+        Otherwise, a rejected draw may have used uniforms of positions that the next segment draws
+        again. So the stream is the number of draws rejected so far in the whole answer, which is 0
+        in plain sampling.
         """
         if self.align.segment_end == "length":
             return attempt
@@ -232,10 +235,8 @@ class Rollout:
         if attempt is not None:
             self.prefix_reward = self.reward = attempt.reward
             self.reward_parts = attempt.parts
-        if candidate.finish_reason is not None:
-            held = 0
-        else:
-            held = stop_strings(self.sampling.stop).held_back(self.text)
+        ends = candidate.finish_reason is not None
+        held = 0 if ends else stop_strings(self.sampling.stop).held_back(self.text)
         segment = Segment(
             text=self._emit(len(self.text) - held),
             token_ids=candidate.token_ids,

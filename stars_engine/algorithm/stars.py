@@ -73,7 +73,8 @@ class StarsDecoding:
     def verify(self, verification: DraftVerification) -> SegmentEvent | None:
         """Judge candidates in index order and keep the first that is accepted.
 
-        Candidates after it are never used: neither their rewards nor their errors count.
+        Candidates after it, or after the last draw of the segment, are never used: neither their
+        rewards nor their errors count. Before the prompt's reward is known, more may be drafted.
         """
         rollout = verification.rollout
         while (outcome := verification.next_outcome()) is not None:
@@ -88,11 +89,11 @@ class StarsDecoding:
             rollout.record(draw, outcome)
             if draw.attempt.verdict == "accepted":
                 return rollout.keep(verification.candidate, "accepted", draw.attempt)
+            if len(rollout.draws) >= rollout.max_attempts:
+                return self._end_attempts(rollout)
         if verification.unscored is not None:
             return self._keep_unscored(verification, verification.unscored)
-        if len(rollout.draws) < rollout.max_attempts:
-            return None
-        return self._end_attempts(rollout)
+        return None
 
     def _judge(self, rollout: Rollout, candidate: Candidate, score: Score) -> Draw:
         return judge(rollout, candidate, score)

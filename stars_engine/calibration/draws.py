@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,17 +54,20 @@ class DrawDistribution:
 
 @dataclass(frozen=True, slots=True)
 class PooledDraws:
-    """Draw distributions of several stages, averaged over their prefixes.
+    """Draw distributions of several stages, or of parts of them, averaged over their prefixes.
 
     Attributes:
         draws: One distribution per stage.
         weights: Number of prefixes per stage.
         stops: Whether an answer ends before a segment without an accepted draw.
+        limits: Maximum draws of a segment in each stage, None if it has no limit of its own; empty
+            if no stage has one.
     """
 
     draws: Sequence[DrawDistribution]
-    weights: Sequence[int]
+    weights: Sequence[float]
     stops: bool
+    limits: Sequence[int | None] = ()
 
     @property
     def acceptance(self) -> float:
@@ -73,11 +76,11 @@ class PooledDraws:
 
     def forced(self, max_attempts: int) -> float:
         """Return the share of segments of which no draw is accepted."""
-        return self._mean(draws.forced(max_attempts) for draws in self.draws)
+        return self._mean(draws.forced(most) for draws, most in self._limited(max_attempts))
 
     def budget(self, max_attempts: int) -> float:
         """Return drafted over kept segments, including the draws before an answer stops."""
-        drafted = self._mean(draws.attempts(max_attempts) for draws in self.draws)
+        drafted = self._mean(draws.attempts(most) for draws, most in self._limited(max_attempts))
         kept = 1 - self.forced(max_attempts) if self.stops else 1.0
         return drafted / kept if kept > 0 else np.inf
 
@@ -89,6 +92,12 @@ class PooledDraws:
             budget=self.budget(max_attempts),
             forced=self.forced(max_attempts),
         )
+
+    def _limited(self, max_attempts: int) -> Iterator[tuple[DrawDistribution, int]]:
+        """Yield each distribution with its maximum number of draws."""
+        limits = self.limits or [None] * len(self.draws)
+        for draws, limit in zip(self.draws, limits, strict=True):
+            yield draws, max_attempts if limit is None else min(limit, max_attempts)
 
     def _mean(self, values: Iterable[float]) -> float:
         return float(np.average(list(values), weights=self.weights))

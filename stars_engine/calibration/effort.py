@@ -69,10 +69,17 @@ def effort_curve(fitter: Fitter) -> tuple[CurvePoint, ...]:
 
 def _mean_draws(fitter: Fitter, offset_sigmas: float | None) -> CurvePoint:
     """Average over stages, weighted by their number of prefixes."""
+    pools = [fitter.pool(index, offset_sigmas) for index in range(len(fitter.lines))]
+    weights = [
+        weight * len(stage.prefix_rewards) / sum(pool.weights)
+        for pool, stage in zip(pools, fitter.stages, strict=True)
+        for weight in pool.weights
+    ]
     pool = PooledDraws(
-        [fitter.draws(index, offset_sigmas) for index in range(len(fitter.lines))],
-        [len(stage.prefix_rewards) for stage in fitter.stages],
+        [draws for pool in pools for draws in pool.draws],
+        weights,
         stops=fitter.stops,
+        limits=[limit for pool in pools for limit in pool.limits],
     )
     return pool.at(np.nan if offset_sigmas is None else offset_sigmas, fitter.max_attempts)
 

@@ -6,23 +6,29 @@ and acceptance does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_engine.calibration.draws import DrawDistribution, Floats, PooledDraws, draws_of
-from stars_engine.schedules import Line
+from stars_engine.calibration.draw_limits import (
+    PrefixResiduals,
+    StuckPrefixes,
+    fit_limit,
+    pool_draws,
+)
+from stars_engine.calibration.draws import Floats, PooledDraws, acceptances
+from stars_engine.calibration.offsets import ALIKE, crossing, nearest_gap
+from stars_engine.schedules import DrawLimit, Line
 
 OFFSETS = tuple(step / 4 for step in range(-4, 11))  # of effort curves, in standard deviations
 _FLAT = 0.1  # stages whose standard deviations differ by less than this share are pooled
 _MIN_TERMINAL = 32  # drafts that end the answer, for a separate threshold
 _MIN_PREFIXES = 8  # with fewer, a stage repeats the line of the stage before
-_HALVINGS = 60
 _COMMON = 0.1  # share of drafts at the highest reward, from which it is a ceiling
-_ALIKE = 1e-6  # differences below this share of the range are rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +109,12 @@ class Fitter:
             `relative_beta`.
         relative_beta: Softness over the standard deviation of the first stage's residuals.
         stops: Whether an answer ends before a segment without an accepted draw.
+        limits_draws: Whether prefixes whose late draws are hopeless may get fewer draws.
         stages: Drafts of the stages so far.
         lines: Thresholds of the stages so far.
         terminals: After each stage, the threshold of drafts that end the answer; None while there
             are too few.
+        limits: Limits on the draws of the stages so far; None for a stage without one.
     """
 
     target: Target
@@ -114,9 +122,11 @@ class Fitter:
     beta: float | None = None
     relative_beta: float = 0.0
     stops: bool = False
+    limits_draws: bool = False
     stages: list[StageDrafts] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     terminals: list[Line | None] = field(default_factory=list)
+    limits: list[DrawLimit | None] = field(default_factory=list)
 
     def add(self, drafts: StageDrafts) -> None:
         """Fit the next stage."""
@@ -134,26 +144,38 @@ class Fitter:
             ceiling = ceiling_of(body)
             line = Line(intercept=intercept, slope=slope, offset=0, sigma=sigma, ceiling=ceiling)
             own = residuals_of(line, drafts.prefix_rewards, body)
-            self.lines.append(
-                line.replace(offset=self._offset([*self._similar_residuals(sigma), own], sigma))
-            )
+            similar = [*self._similar_stages(sigma), PrefixResiduals(drafts.prefix_rewards, own)]
+            self.lines.append(line.replace(offset=self._offset(similar, sigma)))
+            self.terminals.append(self._fit_terminal())
+            limit = self._fit_limit(similar)
+            if limit is not None and self.target.name == "budget":
+                offset = self._offset(similar, sigma, limit)  # spends what the limit saves
+                self.lines[-1] = line.replace(offset=offset)
+            self.limits.append(limit)
         else:
             self.lines.append(self.lines[-1])  # too few answers are left for a regression
-        self.terminals.append(self._fit_terminal())
+            self.terminals.append(self._fit_terminal())
+            self.limits.append(self.limits[-1])
 
-    def draws(self, index: int, offset_sigmas: float | None = None) -> DrawDistribution:
-        """Return the draw distribution of a stage under its threshold, or under another offset."""
+    def draw_limits(self, stage: int) -> tuple[DrawLimit | None, ...]:
+        """Return the limits of all stages up to `stage`; empty if there are none."""
+        limits = tuple(self.limits[: stage + 1])
+        return limits if any(limit is not None for limit in limits) else ()
+
+    def pool(self, index: int, offset_sigmas: float | None = None) -> PooledDraws:
+        """Return the draws of a stage under its threshold, or under another offset."""
         assert self.beta is not None
         line = self.lines[index]
         offset = line.offset if offset_sigmas is None else offset_sigmas * line.sigma
-        [found] = draws_of([self._residuals(index)], offset, self.beta)
-        return found
+        stages, limit = [self._residuals(index)], self.limits[index]
+        return pool_draws(stages, offset, self.beta, limit, stops=self.stops)
 
-    def _residuals(self, index: int) -> Floats:
+    def _residuals(self, index: int) -> PrefixResiduals:
         drafts = self.stages[index]
-        return residuals_of(self.lines[index], drafts.prefix_rewards, drafts.fitted)
+        found = residuals_of(self.lines[index], drafts.prefix_rewards, drafts.fitted)
+        return PrefixResiduals(drafts.prefix_rewards, found)
 
-    def _similar_residuals(self, sigma: float) -> list[Floats]:
+    def _similar_stages(self, sigma: float) -> list[PrefixResiduals]:
         """Return residuals of earlier stages with a similar sigma, for a more stable offset.
 
         The first stage is never pooled, because its drafts continue a prompt.
@@ -164,19 +186,20 @@ class Fitter:
             if abs(self.lines[index].sigma - sigma) <= _FLAT * sigma
         ]
 
-    def _offset(self, residuals: Sequence[Floats], sigma: float) -> float:
+    def _offset(
+        self, stages: Sequence[PrefixResiduals], sigma: float, limit: DrawLimit | None = None
+    ) -> float:
         assert self.beta is not None
-        beta, limit, wanted = self.beta, self.max_attempts, self.target.value
-        found = np.concatenate([part[part > -np.inf] for part in residuals])
-        weights = [int((~np.isnan(part)).any(1).sum()) for part in residuals]
+        beta, most, wanted = self.beta, self.max_attempts, self.target.value
+        found = np.concatenate([part[part > -np.inf] for _, part in stages])
 
         def excess(offset: float) -> float:
-            pool = PooledDraws(draws_of(residuals, offset, beta), weights, stops=self.stops)
+            pool = pool_draws(stages, offset, beta, limit, stops=self.stops)
             match self.target.name:
                 case "budget":
-                    return pool.budget(limit) - wanted
+                    return pool.budget(most) - wanted
                 case "target_forced":
-                    return pool.forced(limit) - wanted
+                    return pool.forced(most) - wanted
                 case _:
                     return wanted - pool.acceptance
 
@@ -198,7 +221,49 @@ class Fitter:
         sigma = float(residuals[np.isfinite(residuals)].std())
         ceiling = ceiling_of(rewards)
         line = Line(intercept=intercept, slope=slope, offset=0, sigma=sigma, ceiling=ceiling)
-        return line.replace(offset=self._offset([residuals_of(line, prefixes, rewards)], sigma))
+        own = PrefixResiduals(prefixes, residuals_of(line, prefixes, rewards))
+        return line.replace(offset=self._offset([own], sigma))
+
+    def _fit_limit(self, similar: Sequence[PrefixResiduals]) -> DrawLimit | None:
+        """Limit the draws of nearly hopeless prefixes, by the drafts of all stages like the last.
+
+        Not if answers stop where draws run out: they would end sooner. Nor if the target is the
+        share of segments without an accepted draw, which a limit raises.
+        """
+        if not self.limits_draws or self.stops or self.target.name == "target_forced":
+            return None
+        assert self.beta is not None
+        pool = pool_draws(similar, self.lines[-1].offset, self.beta, None, stops=False)
+        budget = pool.budget(self.max_attempts)
+        usual = self.target.value if self.target.name == "budget" else budget
+        few, last = max(2, math.ceil(usual)), len(self.lines) - 1
+        found = [
+            StuckPrefixes.of(self.stages[index].prefix_rewards, accepted, few)
+            for index in range(min(1, last), last + 1)
+            if (accepted := self._accepted(index)).shape[1] > few
+        ]
+        if few >= self.max_attempts or not found:
+            return None
+        return fit_limit(
+            StuckPrefixes(*(np.concatenate(part) for part in zip(*found, strict=True))),
+            max_attempts=self.max_attempts,
+            few=few,
+            budget=budget,
+        )
+
+    def _accepted(self, index: int) -> Floats:
+        """Return `(prefixes, drafts)`, how the thresholds of a stage accept its drafts."""
+        assert self.beta is not None
+        beta, drafts, terminal = self.beta, self.stages[index], self.terminals[index]
+        prefixes, rewards = drafts.prefix_rewards, drafts.all_draws
+
+        def accepted_by(line: Line) -> Floats:
+            return acceptances(residuals_of(line, prefixes, rewards), line.offset, beta)
+
+        accepted = accepted_by(self.lines[index])
+        if terminal is None:
+            return accepted
+        return np.where(drafts.ends_text, accepted_by(terminal), accepted)
 
 
 def residuals_of(line: Line, prefix_rewards: Floats, rewards: Floats) -> Floats:
@@ -223,7 +288,7 @@ def ceiling_of(rewards: Floats) -> float | None:
     """
     found = rewards[np.isfinite(rewards)]
     top, width = float(found.max()), float(np.ptp(found))
-    at_top = found >= top - _ALIKE * width
+    at_top = found >= top - ALIKE * width
     if width == 0 or at_top.mean() < _COMMON:
         return None
     below = float(found[~at_top].max())
@@ -257,48 +322,3 @@ def baseline(intercept: float, slope: float, prefix_rewards: Floats) -> Floats:
     if slope == 0:
         return np.full(len(prefix_rewards), intercept)
     return np.asarray(intercept + slope * prefix_rewards)
-
-
-def crossing(rising: Callable[[float], float], residuals: Floats, beta: float) -> float:
-    """Return the root of a function that rises with the offset, for a soft test."""
-    low, high = float(residuals.min()), float(residuals.max())
-    width = high - low
-    low, high = low - width - 10 * beta, high + width + 10 * beta
-    for _ in range(_HALVINGS):
-        middle = low + (high - low) / 2
-        if rising(middle) < 0:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def nearest_gap(rising: Callable[[float], float], residuals: Floats, sigma: float) -> float:
-    """Return the offset at which a rising function is nearest to 0, for a hard test.
-
-    The function is constant between neighboring residuals. The midpoint of a gap is returned, so
-    rounding cannot move a draw across the threshold. Offsets above all residuals are excluded,
-    because they would reject every draw: with few distinct values, there is nothing between
-    accepting all of the best drafts and accepting none.
-
-    Args:
-        rising: The function.
-        residuals: Any number of residuals; inf for drafts that are always accepted.
-        sigma: Standard deviation of the finite residuals, or more; much smaller gaps are rounding.
-    """
-    ordered = np.unique(residuals[np.isfinite(residuals)])
-    apart = np.diff(ordered) > _ALIKE * sigma
-    middles = (ordered[:-1] + np.diff(ordered) / 2)[apart]
-    offsets = [float(ordered[0]) - sigma, *middles.tolist()]
-    if np.isinf(residuals).any():
-        offsets.append(float(ordered[-1]) + sigma)
-    low, high = 0, len(offsets) - 1  # search for the first offset that reaches the target
-    while low < high:
-        middle = (low + high) // 2
-        if rising(offsets[middle]) < 0:
-            low = middle + 1
-        else:
-            high = middle
-    near = offsets[max(0, low - 1) : low + 1]
-    distances = [abs(rising(offset)) for offset in near]
-    return float(near[distances.index(min(distances))])

@@ -225,8 +225,9 @@ class Pilot:
             if draw.attempt.verdict == "accepted":
                 rollout.keep(candidate, "accepted", draw.attempt)
                 return rollout
-        if len(rollout.draws) >= rollout.max_attempts:
-            apply_on_exhausted(rollout)
+            if len(rollout.draws) >= rollout.max_attempts:
+                apply_on_exhausted(rollout)
+                return rollout
         return rollout
 
     def _result(self, index: int) -> StarsResult:
@@ -245,6 +246,7 @@ def schedule_of(
     return CalibratedSchedule(
         stages=tuple(fitter.lines[: stage + 1]),
         terminals=tuple(fitter.terminals[: stage + 1]),
+        draw_limits=fitter.draw_limits(stage),
         beta=fitter.beta,
         max_attempts=fitter.max_attempts,
         segment_len=segment_len,

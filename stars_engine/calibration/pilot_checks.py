@@ -1,4 +1,4 @@
-"""Warn if the draws of a pilot, or what it predicts, are not what the caller asked for."""
+"""Warn if the draws of a pilot, or what it predicts, are not what the caller may expect."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 
+from stars_engine.calibration.draw_limits import limits_in_words
 from stars_engine.errors import StarsWarning
 from stars_engine.schedules import CalibratedSchedule
 from stars_engine.types import StarsResult
@@ -46,5 +47,8 @@ def warn_of_pilot(schedule: CalibratedSchedule, results: Sequence[StarsResult]) 
             logger.warning(
                 "The target %s=%s is not met: %.3f is predicted. %s", name, wanted, found, reason
             )
+    limited = limits_in_words(schedule)
+    if limited is not None:
+        logger.warning("%s", limited)
     if predicted is not None:
         logger.info("Calibrated %d stages: %s", len(schedule.stages), schedule.predicted)

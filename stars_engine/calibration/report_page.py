@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stars_engine.calibration.advice import verification_advice
+from stars_engine.calibration.draw_limits import limits_in_words
 from stars_engine.calibration.pages import render
 from stars_engine.calibration.report import TrustReport
 from stars_engine.calibration.svg import svg
@@ -53,17 +54,20 @@ def write_report(
         "curve": svg(lambda axes: _plot_curve(axes, curve)) if curve else "",
     }
     tables = report.tables()
-    failed = []
+    notes = []
     if verification is not None:
         tables["verification"] = table(*verification.rows())
-        failed = verification_advice(verification)
+        notes += verification_advice(verification)
+    limited = None if schedule is None else limits_in_words(schedule)
+    if limited is not None:
+        notes.append(limited)
     body = render(
         "calibration",
         _TEMPLATE,
         plots=plots,
         tables={name: Markup(text) for name, text in tables.items()},
         report=report,
-        advice=[*failed, *report.advice],
+        advice=[*notes, *report.advice],
         worthwhile=WORTHWHILE,
         verification=verification,
     )

@@ -8,6 +8,8 @@ used as if they had been made later. If not, they are dropped.
 
 from __future__ import annotations
 
+import math
+
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import DraftVerification
 from stars_engine.core.request import Request
@@ -47,6 +49,7 @@ def request_after_first(request: Request, verification: DraftVerification) -> Re
         return None
     ahead: Rollout = rollout.fork()
     ahead.keep(candidate, "accepted", None)
+    ahead.prefix_reward = math.nan  # not known yet, so it does not limit the draws
     return Request(
         ahead,
         request.reward,

@@ -69,6 +69,7 @@ def recalibrated(
         name, value = schedule.target
         target: dict[str, Any] = {name: value}
         relative_beta, on_untrusted = schedule.relative_beta, schedule.on_untrusted
+        limit_draws = False
         segment_len = None if schedule.segment_len == "auto" else schedule.segment_len
         max_tokens = max(sampling.max_tokens, recent.max_tokens)
     elif isinstance(schedule, CalibratedSchedule) and "pilot" in schedule.made_for:
@@ -76,6 +77,7 @@ def recalibrated(
         target, relative_beta = pilot["target"], pilot["relative_beta"]
         on_untrusted = "ignore" if schedule.trust is None else schedule.on_untrusted
         segment_len, max_tokens = schedule.segment_len, pilot["max_tokens"]
+        limit_draws = pilot.get("limit_draws", False)
     else:
         raise _problem(
             "schedule",
@@ -104,6 +106,7 @@ def recalibrated(
         reward_prompt=reward_prompts,
         progress=progress,
         on_untrusted=on_untrusted,
+        limit_draws=limit_draws,
     )
 
 

@@ -14,6 +14,7 @@ from stars_engine.schedules.calibrated import (
     Line,
     PrefixTrust,
 )
+from stars_engine.schedules.draw_limits import DrawLimit
 from stars_engine.schedules.fixed import ConstantSchedule, NoSchedule, PerSegmentSchedule
 from stars_engine.schedules.function import FunctionSchedule
 from stars_engine.schedules.ramps import CosineSchedule, LinearSchedule
@@ -37,6 +38,7 @@ __all__ = [
     "ConstantSchedule",
     "CosineSchedule",
     "CurvePoint",
+    "DrawLimit",
     "Effort",
     "Estimate",
     "FunctionSchedule",

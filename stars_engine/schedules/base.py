@@ -47,6 +47,17 @@ class BaseSchedule(Schema, ABC):
         """Return a problem for each value that cannot be written to a file."""
         return iter(())
 
+    def draw_limit(self, segment_index: int, prefix_reward: float) -> int | None:
+        """Return the maximum number of draws of a segment; None if only the request limits it.
+
+        It depends on what is known before the first draw, so draws stay independent of each other.
+
+        Args:
+            segment_index: Index of the segment, from 0.
+            prefix_reward: RM(x, accepted text); nan if it is unknown.
+        """
+        return None
+
     @abstractmethod
     def threshold(self, progress: Progress) -> float:
         """Return tau for a candidate at `progress`."""

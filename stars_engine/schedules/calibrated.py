@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from stars_engine.display.pages import table
 from stars_engine.files.config_files import Filed
 from stars_engine.schedules.base import BaseSchedule, Progress
+from stars_engine.schedules.draw_limits import DrawLimit
 from stars_engine.schema import Schema
 
 WORTHWHILE = 1.2  # expected advantage below which Best-of-N does as well
@@ -148,6 +149,12 @@ class CalibratedSchedule(Filed, BaseSchedule):
         "the threshold of the segment",
         repr=False,
     )
+    draw_limits: tuple[DrawLimit | None, ...] = Field(
+        default=(),
+        description="limits on the draws of segments 0, 1, 2, ... by the reward of the prefix; "
+        "None: `max_attempts`",
+        repr=False,
+    )
     segment_len: int = Field(
         ge=1, description="tokens judged together in the calibration", examples=[8]
     )
@@ -179,13 +186,23 @@ class CalibratedSchedule(Filed, BaseSchedule):
     )
 
     @model_validator(mode="after")
-    def _terminals_belong_to_stages(self) -> Self:
-        if len(self.terminals) not in (0, len(self.stages)):
-            raise ValueError(
-                f"{len(self.terminals)} terminals for {len(self.stages)} stages. Hint: give one "
-                "for each stage (None if it has no threshold), or leave terminals empty"
-            )
+    def _belong_to_stages(self) -> Self:
+        for name in ("terminals", "draw_limits"):
+            count = len(getattr(self, name))
+            if count not in (0, len(self.stages)):
+                raise ValueError(
+                    f"{count} {name} for {len(self.stages)} stages. Hint: give one for each stage "
+                    f"(None if it has none), or leave {name} empty"
+                )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_limits(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Omit `draw_limits` if there are none, as in files written before the field existed."""
+        values = handler(self)
+        if not self.draw_limits:
+            values.pop("draw_limits", None)
+        return values
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show the number of stages and the predicted cost."""
@@ -238,9 +255,19 @@ class CalibratedSchedule(Filed, BaseSchedule):
 
     @property
     def needs_prompt_reward(self) -> bool:
-        """True if the baseline of the first segment depends on RM(x, "")."""
+        """True if the baseline or the limit of the first segment depends on RM(x, "")."""
         lines = [self.stages[0], *self.terminals[:1]]
-        return any(line is not None and line.slope != 0 for line in lines)
+        is_limited = any(limit is not None for limit in self.draw_limits[:1])
+        return is_limited or any(line is not None and line.slope != 0 for line in lines)
+
+    def draw_limit(self, segment_index: int, prefix_reward: float) -> int | None:
+        """See `BaseSchedule`."""
+        if not self.draw_limits:
+            return None
+        limit = self.draw_limits[min(segment_index, len(self.draw_limits) - 1)]
+        if limit is None or not limit.holds_for(prefix_reward):
+            return None
+        return limit.max_attempts
 
     def line(self, segment_index: int, *, ends_text: bool) -> Line:
         """Return the line that judges a candidate of a segment."""

@@ -86,9 +86,9 @@ def test_each_target_is_met_on_the_drafts_themselves(
         rewards = 0.8 * prefix[:, None] + shared + generator.normal(size=(200, 5))
         fitter.add(StageDrafts(prefix, rewards, np.zeros((200, 5), dtype=bool)))
     for index in range(2):
-        draws = fitter.draws(index)
+        draws = fitter.pool(index)
         got = {
-            "budget": draws.attempts(20),
+            "budget": draws.budget(20),
             "target_acceptance": draws.acceptance,
             "target_forced": draws.forced(20),
         }

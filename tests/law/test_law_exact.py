@@ -6,7 +6,6 @@ Every path of the loop's randomness is run: token draws, acceptance draws, surpl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -25,32 +24,8 @@ from tests.support.closed_form import (
     closed_form,
     next_probs,
 )
+from tests.support.enumerated_laws import assert_same_law
 from tests.support.rollouts import make_rollout
-
-
-@cache
-def enumerated(case: Case) -> dict[tuple[str, ...], float]:
-    """Run the real loop on every path and collect (text, finish reason)."""
-    model = TabularModel(case.pieces, next_probs, end_id=END)
-    reward = TableReward(dict(case.rewards), default=0.0, vetoed=case.vetoed)
-    align, sampling = case.align(), case.sampling()
-
-    def run(noise: TreeNoise) -> tuple[str, ...]:
-        rollout = make_rollout(align=align, sampling=sampling, noise=noise)
-        for _ in stars([rollout], model, reward):
-            pass
-        result = rollout.result()
-        return (result.text, result.finish_reason)
-
-    return enumerate_law(run)
-
-
-def assert_same_law(case: Case, form: Callable[[Case], dict[tuple[str, ...], float]]) -> None:
-    got, expected = enumerated(case), form(case)
-    assert sum(got.values()) == pytest.approx(1.0, abs=1e-12)
-    for outcome in got.keys() | expected.keys():
-        assert got.get(outcome, 0.0) == pytest.approx(expected.get(outcome, 0.0), abs=1e-12)
-
 
 # --- cases ---
 

@@ -11,6 +11,7 @@ import pytest
 from stars_engine import (
     AlignParams,
     Alternative,
+    CalibratedSchedule,
     ConfigError,
     ConstantSchedule,
     EngineParams,
@@ -27,6 +28,7 @@ from stars_engine import (
 )
 from stars_engine.backends.base import DraftRequest
 from stars_engine.core.request import Request
+from stars_engine.schedules import DrawLimit, Line
 from tests.support.engines import idle, wait_until
 from tests.support.model_servers import TestServer
 from tests.support.server_faults import Faults, Served
@@ -38,6 +40,15 @@ ALIGN = AlignParams(
     segment_len=8,
     max_attempts=4,
     num_candidates=2,
+)
+LIMITED = AlignParams(  # two draws where the reward so far is low
+    schedule=CalibratedSchedule(
+        stages=(Line(intercept=0.5, slope=0, offset=0, sigma=1),),
+        draw_limits=(DrawLimit(high=0.6, max_attempts=2),),
+        segment_len=8,
+        beta=0.5,
+        max_attempts=4,
+    )
 )
 SAMPLING = SamplingParams(max_tokens=32, seed=5)
 SHORT = SAMPLING.replace(max_tokens=16)  # two segments
@@ -141,10 +152,14 @@ def test_an_error_before_drafting_is_not_blamed_on_the_model(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_candidates", [1, 2])
+@pytest.mark.parametrize("settings", [ALIGN, LIMITED], ids=["constant", "limited"])
 def test_drafting_ahead_changes_no_text(
-    new_engine: Callable[..., StarsEngine], models: list[TestServer], num_candidates: int
+    new_engine: Callable[..., StarsEngine],
+    models: list[TestServer],
+    settings: AlignParams,
+    num_candidates: int,
 ) -> None:
-    align = ALIGN.replace(num_candidates=num_candidates)
+    align = settings.replace(num_candidates=num_candidates)
     remote = new_engine(align=align, draft_ahead="never")
     expected = remote.generate(PROMPTS, sampling=SHORT)
     assert remote.stats().num_speculative_tokens == 0

@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stars_engine import AlignParams, PerSegmentSchedule, SamplingParams
-from stars_engine.schedules import FunctionSchedule, Progress
+from stars_engine import AlignParams, CalibratedSchedule, PerSegmentSchedule, SamplingParams
+from stars_engine.schedules import DrawLimit, FunctionSchedule, Line, Progress
 
 # A vocabulary with an end of text and a stop string, which may cross segments.
 PIECES = ("a", "b", "")
@@ -58,6 +58,8 @@ class Case:
     slope: float = 0.0  # by how much thresholds rise with the reward of the prefix
     # Share, prompt (0 is the plain one) and opening of each alternative.
     alternatives: tuple[tuple[float, int, tuple[int, ...]], ...] = ()
+    # Limits on the draws of segments 0, 1, ... by the reward of the prefix; none if it is empty.
+    draw_limits: tuple[DrawLimit | None, ...] = ()
 
     def align(self) -> AlignParams:
         """Return the settings of the case for the real loop."""
@@ -79,8 +81,17 @@ class Case:
             max_tokens=self.max_tokens, stop=(self.stop,), temperature=1.0, top_k=None
         )
 
-    def schedule(self) -> PerSegmentSchedule | FunctionSchedule:
+    def schedule(self) -> PerSegmentSchedule | FunctionSchedule | CalibratedSchedule:
         """As the real loop gets it."""
+        if self.draw_limits:
+            return CalibratedSchedule(
+                stages=tuple(
+                    Line(intercept=value, slope=self.slope, offset=0, sigma=1)
+                    for value in self.thresholds
+                ),
+                draw_limits=self.draw_limits,
+                segment_len=self.segment_len,
+            )
         if self.slope == 0:
             return PerSegmentSchedule(values=self.thresholds)
         return FunctionSchedule(function=self.follow, uses_prompt_reward=True)
@@ -112,7 +123,8 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
     """P(s) of one segment; None stands for ending before it."""
     rewards = dict(case.rewards)
     tau = case.thresholds[min(index, len(case.thresholds) - 1)]
-    tau += case.slope * rewards.get(text_of(case, prefix), 0.0)
+    prefix_reward = rewards.get(text_of(case, prefix), 0.0)
+    tau += case.slope * prefix_reward
     proposal = drafts(case, prefix)
     r: dict[tuple[int, ...], float] = {}
     a: dict[tuple[int, ...], float] = {}
@@ -123,7 +135,7 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
         if not eligible:
             r[s] = math.nan
         a[s] = acceptance(r[s], tau, case.beta) if eligible else 0.0
-    m = case.max_attempts
+    m = min(case.max_attempts, limit_of(case, index, prefix_reward))
     mean_a = sum(proposal[s] * a[s] for s in proposal)
     reject = 1 - mean_a
     accepted_once = m if mean_a == 0 else (1 - reject**m) / mean_a  # sum of reject^j, j < M
@@ -147,6 +159,16 @@ def segment_law(case: Case, prefix: tuple[int, ...], index: int) -> dict[object,
                 law[s] = law[s] + u[s] / tie * ((below + tie) ** m - below**m)
         law[None] = veto**m
     return law
+
+
+def limit_of(case: Case, index: int, prefix_reward: float) -> float:
+    """The draws that the prefix's reward allows; inf if it sets no limit."""
+    limit = case.draw_limits[min(index, len(case.draw_limits) - 1)] if case.draw_limits else None
+    if limit is None:
+        return math.inf
+    low = -math.inf if limit.low is None else limit.low
+    high = math.inf if limit.high is None else limit.high
+    return limit.max_attempts if low <= prefix_reward <= high else math.inf
 
 
 def acceptance(reward: float, tau: float, beta: float) -> float:
