@@ -103,7 +103,7 @@ def calibrate(
             little of the whole answer: "warn", "best_of_n" (sample whole answers for the same
             budget, and return the best) or "raise". "ignore" does not measure it, which saves a
             third of a stage for each segment.
-        limit_draws: Give fewer draws to prefixes after which late draws are hardly ever accepted,
+        limit_draws: Give fewer draws to prefixes after which late draws are seldom accepted,
             if that saves a tenth of the draws after the first. More segments are forced. No effect
             with `target_forced`, or if answers end where draws run out.
 

@@ -1,4 +1,4 @@
-"""Fit limits on draws: where draws that follow a few rejected ones are hardly ever accepted.
+"""Fit limits on draws: where draws that follow a few rejected ones are seldom accepted.
 
 Under a threshold relative to the prefix, a few prefixes can be nearly hopeless: all `max_attempts`
 draws are rejected, and one is forced in the end. They may take most of the budget. Where that is
@@ -158,7 +158,7 @@ def limits_in_words(schedule: CalibratedSchedule) -> str | None:
     return (
         f"Fewer draws in {len(limits)} of {len(schedule.stages)} segments: at most "
         f"{last.max_attempts} instead of {schedule.max_attempts} if the reward before the segment "
-        f"is {last.in_words()}, because later draws are hardly ever accepted.{about}"
+        f"is {last.in_words()}, because later draws are seldom accepted.{about}"
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from stars_engine.chat.call_deltas import WrittenCall
-from stars_engine.chat.replies import ReplyReader
 from stars_engine.chat.tool_calls import call_id
 from stars_engine.messages import Message
 from stars_engine.types import ToolCallDelta
@@ -17,6 +16,39 @@ class Said(NamedTuple):
 
     content: str = ""
     reasoning: str = ""
+
+
+class Replies(Protocol):
+    """Reads the answers to one conversation; see `ReplyReader`."""
+
+    def read(
+        self, prompt_ids: Sequence[int], ids: Sequence[int], text: str, *, salt: str = ""
+    ) -> Message:
+        """Return an answer, finished or not, as a message."""
+
+    def said(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> tuple[str, str]:
+        """Return the content and the reasoning of an unfinished answer that cannot change."""
+
+    def calls(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> list[WrittenCall]:
+        """Return the calls of an unfinished answer, as far as they are written."""
+
+
+class UnreadReplies:
+    """Answers to a conversation that end before it is read, with a fallback text at most."""
+
+    def read(
+        self, prompt_ids: Sequence[int], ids: Sequence[int], text: str, *, salt: str = ""
+    ) -> Message:
+        """See `Replies`."""
+        return Message(role="assistant", content=text)
+
+    def said(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> tuple[str, str]:
+        """See `Replies`."""
+        return text, ""
+
+    def calls(self, prompt_ids: Sequence[int], ids: Sequence[int], text: str) -> list[WrittenCall]:
+        """See `Replies`."""
+        return []
 
 
 class Deltas:
@@ -31,7 +63,7 @@ class Deltas:
         salt: Distinguishes the ids of the answer's calls from those of other answers.
     """
 
-    def __init__(self, reader: ReplyReader, prompt_ids: Sequence[int], *, salt: str = "") -> None:
+    def __init__(self, reader: Replies, prompt_ids: Sequence[int], *, salt: str = "") -> None:
         self._reader, self._prompt_ids, self._salt = reader, prompt_ids, salt
         self._sent = Said()
         self._calls: list[WrittenCall] = []

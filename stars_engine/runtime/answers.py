@@ -12,8 +12,10 @@ from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
 from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.algorithm.rollout import Rollout
+from stars_engine.chat.deltas import Replies, UnreadReplies
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.messages import Chat
 from stars_engine.runtime.output_processor import OutputProcessor
 from stars_engine.types import FinishReason, RewardPrompt, SegmentEvent
 
@@ -38,7 +40,7 @@ class RequestOutput:
         group: RequestGroup,
         index: int,
         rollout: Rollout,
-        replies: ReplyReader | None = None,
+        replies: Replies | None = None,
     ) -> None:
         if isinstance(group.decoding, PlainDecoding):
             rollout.align = unjudged(rollout.align)
@@ -101,6 +103,7 @@ class CheckedPrompt:
         seed: The seed of the request.
         prefill: See `Rollout`.
         replies: Parses the answers as messages; None if they are plain text.
+        unread: Stands in for `replies` if a conversation was not read.
         alternatives: See `Rollout`.
         num_created: Number of answers created so far.
     """
@@ -115,6 +118,7 @@ class CheckedPrompt:
     seed: int
     prefill: str = ""
     replies: ReplyReader | None = None
+    unread: UnreadReplies | None = None
     alternatives: tuple[AlternativeIds, ...] = ()
     num_created: int = 0
 
@@ -124,7 +128,8 @@ class CheckedPrompt:
         if number == self.num_answers:
             return None
         self.num_created += 1
-        return RequestOutput(group, self.index + number, self.rollout(number), self.replies)
+        replies = self.replies or self.unread
+        return RequestOutput(group, self.index + number, self.rollout(number), replies)
 
     def rollout(self, number: int) -> Rollout:
         """Return the rollout of one answer."""
@@ -158,6 +163,7 @@ def empty_prompts(group: RequestGroup) -> Iterator[CheckedPrompt]:
             sampling=sampling,
             align=request.align,
             seed=fresh_seed() if sampling.seed is None else sampling.seed,
+            unread=UnreadReplies() if isinstance(request.prompt, Chat) else None,
         )
         index += request.num_answers
 

@@ -24,9 +24,9 @@ def events_at_deadline(group: RequestGroup) -> dict[int, SegmentEvent]:
         for output in tuple(group.outputs)
         if output.index not in known
     }
-    for index, rollout in _unstarted(group):
-        if index not in known and index not in events:
-            events[index] = rollout.finish("deadline")
+    for output in _unstarted(group):
+        if output.index not in known and output.index not in events:
+            events[output.index] = _last_event(output)
     return events
 
 
@@ -36,14 +36,13 @@ def _last_event(output: RequestOutput) -> SegmentEvent:
     return processor.complete(rollout.finish(rollout.finish_reason or "deadline"))
 
 
-def _unstarted(group: RequestGroup) -> Iterator[tuple[int, Rollout]]:
-    """Yield all answers of a group as they are before they start, with their positions."""
-    yield from ((index, _copy(rollout)) for index, rollout in enumerate(group.resumed))
-    index = len(group.resumed)
+def _unstarted(group: RequestGroup) -> Iterator[RequestOutput]:
+    """Yield all answers of a group as they are before they start."""
+    for index, rollout in enumerate(group.resumed):
+        yield RequestOutput(group, index, _copy(rollout))
     for prompt in empty_prompts(group):
-        for number in range(prompt.num_answers):
-            yield index, prompt.rollout(number)
-            index += 1
+        while (output := prompt.next_output(group)) is not None:
+            yield output
 
 
 def _copy(rollout: Rollout) -> Rollout:

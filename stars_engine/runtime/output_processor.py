@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.chat.deltas import Deltas
-from stars_engine.chat.replies import ReplyReader
+from stars_engine.chat.deltas import Deltas, Replies
 from stars_engine.errors import RequestError
 from stars_engine.types import SegmentEvent, StarsResult, ToolCallDelta
 
@@ -20,7 +19,7 @@ class OutputProcessor:
         submitted_s: When the request was submitted, on the monotonic clock.
     """
 
-    def __init__(self, rollout: Rollout, replies: ReplyReader | None, submitted_s: float) -> None:
+    def __init__(self, rollout: Rollout, replies: Replies | None, submitted_s: float) -> None:
         self._rollout, self._replies, self._submitted_s = rollout, replies, submitted_s
         self._salt = f"{rollout.seed}:{','.join(map(str, rollout.prompt_ids))}"
         self._deltas = None

@@ -106,6 +106,13 @@ def test_a_conversation_gets_its_message(hanging: tuple[StarsEngine, Hanging]) -
     [result] = mine.generate(chat, sampling=SAMPLING, align=align)
     assert not part.release.is_set()
     assert result.message is not None
+    [unread] = mine.generate(chat, sampling=SAMPLING, align=align)  # it waits behind the first
+    *_, last = mine.stream(chat, sampling=SAMPLING, align=align)
+    assert last.result is not None
+    for each in (unread, last.result):
+        assert each.finish_reason == "deadline"
+        assert each.message is not None
+        assert each.message.content == ""
     part.release.set()
 
 
