@@ -106,14 +106,26 @@ def test_a_conversation_gets_its_message(hanging: tuple[StarsEngine, Hanging]) -
     [result] = mine.generate(chat, sampling=SAMPLING, align=align)
     assert not part.release.is_set()
     assert result.message is not None
-    [unread] = mine.generate(chat, sampling=SAMPLING, align=align)  # it waits behind the first
+    part.release.set()
+
+
+def test_a_conversation_that_is_not_read_gets_its_message(
+    hanging: tuple[StarsEngine, Hanging],
+) -> None:
+    mine, part = hanging
+    first = mine.submit("The film", sampling=SAMPLING)
+    assert part.hangs.wait(60)
+    chat = Chat([{"role": "user", "content": "Hello"}])
+    align = ALIGN.replace(deadline_s=0.1)
+    [result] = mine.generate(chat, sampling=SAMPLING, align=align)
     *_, last = mine.stream(chat, sampling=SAMPLING, align=align)
     assert last.result is not None
-    for each in (unread, last.result):
-        assert each.finish_reason == "deadline"
-        assert each.message is not None
-        assert each.message.content == ""
+    for unread in (result, last.result):
+        assert unread.finish_reason == "deadline"
+        assert unread.message is not None
+        assert unread.message.content == ""
     part.release.set()
+    first.result(timeout=60)
 
 
 def test_closing_returns_while_the_engine_hangs(
