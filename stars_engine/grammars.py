@@ -13,7 +13,8 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -24,6 +25,7 @@ from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.json_schema import SPACED, Layout
 from stars_engine.json_schema.compiling import OPTIONS, Vocabulary, json_rules, short_reason
+from stars_engine.threads.background_thread import BackgroundThread
 
 _MAX_KEPT = 64  # compiled grammars
 # The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
@@ -79,7 +81,7 @@ class Grammars:
         )
         # Rows are computed in parallel; the default leaves a fifth of the processors idle.
         self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="stars-grammar")
+        self._background = BackgroundThread("stars-grammar")
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
         self._known: OrderedDict[int, tuple[Grammar, GrammarState]] = OrderedDict()  # by identity
         self._lock = Lock()
@@ -142,7 +144,7 @@ class Grammars:
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
     ) -> Future[NDArray[np.bool_]]:
         """Compute `allowed` in the background; do not change the states until it is done."""
-        return self._background.submit(self.allowed, states, stop_token_ids)
+        return self._background.submit(partial(self.allowed, states, stop_token_ids))
 
     def _compile(self, grammar: Grammar) -> GrammarState:
         try:

@@ -10,9 +10,9 @@ from stars_engine.chat.prompts import PromptFormat, resolve_prompt
 from stars_engine.chat.template import TemplateKwargs
 from stars_engine.config import EngineParams
 from stars_engine.errors import PromptError
-from stars_engine.give_way import give_way
 from stars_engine.messages import Chat
 from stars_engine.runtime.limits import LONG_TEXT, check_num_answers, check_text, size_of
+from stars_engine.threads.give_way import give_way
 from stars_engine.types import Prompt, RewardInput, Score
 
 _MAX_CHARS = 16_000_000  # of the beginnings of all answers of a call

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
-from stars_engine.give_way import give_way
 from stars_engine.json_schema import tags
 from stars_engine.json_schema.intersections import Intersections, TooComplexError, array
 from stars_engine.json_schema.keywords import UNSUPPORTED
@@ -27,6 +26,7 @@ from stars_engine.json_schema.references import References
 from stars_engine.json_schema.supported import Place, SupportedSchema, Unsupported
 from stars_engine.json_schema.typed import IN_PLACE, KEYWORDS, TypedKeywords
 from stars_engine.json_schema.values import MalformedError, count, list_of
+from stars_engine.threads.give_way import give_way
 
 _MAX_DEFINITIONS = 10_000
 # Known keywords, of this or earlier drafts, that a grammar cannot express.

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from stars_engine.give_way import give_way
 from stars_engine.json_schema import numbers
 from stars_engine.json_schema.forms import Form, children, located
 from stars_engine.json_schema.intersections import TooComplexError
@@ -34,6 +33,7 @@ from stars_engine.json_schema.objects import Others, laid_out
 from stars_engine.json_schema.patterns import NOTHING, between_quotes, written
 from stars_engine.json_schema.sequences import items, properties
 from stars_engine.json_schema.supported import SupportedSchema
+from stars_engine.threads.give_way import give_way
 
 _MAX_DEPTH = 1_000
 

@@ -9,10 +9,10 @@ from functools import partial
 from threading import Thread
 from typing import TypeVar
 
-from stars_engine.give_way import set_pause
 from stars_engine.problems import is_for_program
 from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.worker_pool import Task, WorkerPool
+from stars_engine.threads.give_way import set_pause
 
 Value = TypeVar("Value")
 

@@ -20,7 +20,6 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.errors import EngineClosedError, Interrupted, StarsError
 from stars_engine.rewards.base import RewardModel
-from stars_engine.runtime import process_exit
 from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.runtime.forks import check_process
 from stars_engine.runtime.futures import CALLBACKS, RequestFuture
@@ -28,6 +27,7 @@ from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.score_job import ReadInputs
 from stars_engine.runtime.stats import EngineStats
 from stars_engine.runtime.watchdog import Watchdog, where_it_is
+from stars_engine.threads import process_exit
 from stars_engine.types import Score
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,6 @@ from stars_engine import (
 )
 from stars_engine.calibration import settings
 from stars_engine.config import JsonGrammar
-from stars_engine.give_way import give_way
 from stars_engine.grammars import Grammars, json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
@@ -41,6 +40,7 @@ from stars_engine.runtime.answers import CheckedPrompt
 from stars_engine.runtime.background import Background
 from stars_engine.runtime.limits import LONG_TEXT
 from stars_engine.runtime.output_processor import OutputProcessor
+from stars_engine.threads.give_way import give_way
 from stars_engine.tokenization.added_tokens import MarkedEncoder
 from stars_engine.tokenization.codec import Codec
 from stars_engine.tokenization.stop_strings import StopStrings

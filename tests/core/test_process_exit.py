@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks import interruptions
-from stars_engine.runtime.process_exit import EXIT_S
+from stars_engine.threads.process_exit import EXIT_S
 from tests.support.processes import run_python
 
 HEAD = """
@@ -132,6 +132,17 @@ def run(code: str) -> tuple[int, float, str]:
             -2,
         ),
         (
+            "from stars_engine import RegexGrammar; from stars_engine.grammars import Grammars\n"
+            "def slow(*_):\n"
+            "    print(time.time(), flush=True)\n"
+            "    in_reward.set()\n"
+            "    time.sleep(1000)\n"
+            "Grammars.allowed = slow\n"
+            "sampling = SamplingParams(grammar=RegexGrammar(pattern='a+'))\n"
+            "engine.submit('The', sampling=sampling); in_reward.wait(); sys.exit(2)",
+            2,
+        ),
+        (
             "StarsEngine().submit('The'); print(time.time(), flush=True)\n"
             "time.sleep(0.05); sys.exit(9)",
             9,
@@ -152,6 +163,7 @@ def run(code: str) -> tuple[int, float, str]:
         "non-daemon caller",
         "to_thread",
         "stream in to_thread",
+        "slow grammar",
         "cold load",
     ],
 )
@@ -225,7 +237,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 WORKER = """
 import sys
-from stars_engine.runtime import process_exit
+from stars_engine.threads import process_exit
 class Worker:
     threads = ()
     def close(self, *, wait, at_once):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from stars_engine.errors import Interrupted
+from stars_engine.problems import Interrupted
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What threads of the engine share: how they give way to others, and how they end."""
