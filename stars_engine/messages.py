@@ -308,9 +308,10 @@ class Chat(Schema):
     def _check_prefill(self, last: Message) -> None:
         other = last.tool_calls or last.invalid_tool_calls or last.reasoning
         if last.role != "assistant" or other or not last.content:
+            found = "is not plain text" if last.role == "assistant" else f"has role {last.role!r}"
             raise ValueError(
-                "continue_final_message continues an assistant message, but the last message is "
-                "not plain text. Hint: end with a message of role 'assistant' that has only "
+                "continue_final_message continues an assistant message, but the last message "
+                f"{found}. Hint: end with a message of role 'assistant' that has only "
                 "`content` (which may include reasoning)"
             )
         if len(self.messages) == 1:

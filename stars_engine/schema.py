@@ -129,6 +129,10 @@ def is_json(value: Any, meaning: str) -> Any:
     """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{meaning} contains a lone surrogate, which is not a character. Hint: remove it"
+        ) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{meaning} must be JSON: {error}. Hint: use strings, finite numbers, true, false, "

@@ -10,6 +10,7 @@ A server is different: the first signal lets its requests end, and the next one 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import sys
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -81,14 +82,28 @@ def signals_left_alone() -> Iterator[None]:
         signal.set_wakeup_fd(before, warn_on_full_buffer=False)
 
 
+_ended_by: list[int] = []  # the number of the signal after which the process ends soon
+
+
 def end_soon(number: int) -> None:
     """End the process within a second, as shells report a signal, unless it ends by itself."""
+    _ended_by[:] = [number]
 
     def end() -> None:
         time.sleep(GRACE_S)
         os._exit(status_of(number))
 
     start_new_thread(end, ())
+
+
+@atexit.register  # before those of later imports, so it runs after them
+def _end_without_teardown() -> None:
+    """Leave out the teardown of modules: it may take seconds, and no thread can end it then."""
+    if _ended_by:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the reader may be gone
+                stream.flush()
+        os._exit(status_of(_ended_by[0]))
 
 
 def status_of(number: int) -> int:

@@ -147,7 +147,12 @@ def read_configs(options: list[str], *, allow_imports: bool) -> dict[str, StarsC
         name, separator, file = option.partition("=")
         if not separator or Path(option).is_file():  # `=` may be in a path
             name, file = Path(option).stem, option
-        if not name or name in configs:
+        if not name or not file:
+            raise typer.BadParameter(
+                f"{option!r} lacks a {'file' if name else 'name'}. Hint: use --config NAME=FILE, "
+                "or --config FILE"
+            )
+        if name in configs:
             raise typer.BadParameter(
                 f"two models are called {name!r}; names must be unique. Hint: use --config "
                 f"NAME={file}"

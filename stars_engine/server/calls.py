@@ -94,9 +94,10 @@ def naming_fields(fields: Mapping[str, str]) -> Iterator[None]:
         yield
     except (ConfigError, PromptError) as error:
         refused = api_error_of(error)
-        if refused.param is None and isinstance(error, PromptError):
+        if refused.param is None:
             subject = refused.message.partition(" ")[0]  # such as reward_prompt
-            refused.param = fields.get(subject, fields.get("prompt"))
+            default = fields.get("prompt") if isinstance(error, PromptError) else None
+            refused.param = fields.get(subject, default)
         elif refused.param is not None:
             head, dot, rest = refused.param.partition(".")
             number, _, path = rest.partition(".")

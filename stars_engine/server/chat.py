@@ -70,6 +70,7 @@ def _call_of(body: ChatBody, state: State) -> EngineRequest:
         "function": ".function",
         "grammar": "response_format",
         "chat_template_kwargs": "stars.chat_template_kwargs",
+        "continue_final_message": "stars.continue_final_message",
     }
     if body.max_completion_tokens is not None:
         fields["max_tokens"] = "max_completion_tokens"

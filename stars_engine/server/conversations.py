@@ -128,6 +128,11 @@ def grammar_of(response_format: dict[str, Any] | None) -> JsonGrammar | None:
     if kind not in ("text", "json_object", "json_schema"):
         message = f"response_format.type is {kind!r}; expected text, json_object or json_schema"
         raise ApiError(400, message, code="invalid_value", param="response_format.type")
+    if kind == "json_schema" and response_format.get("json_schema") is None:
+        message = (
+            "response_format.json_schema is missing. Hint: give an object with name and schema"
+        )
+        raise ApiError(400, message, code="invalid_value", param="response_format.json_schema")
     return grammar_of_response_format(response_format)
 
 

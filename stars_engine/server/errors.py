@@ -30,7 +30,13 @@ RETRY_AFTER_S = 1
 # Parts of the engine's hints that clients of the API cannot follow.
 _FOR_PYTHON = re.compile(
     r",? or (?:use |set )?(?:on_overflow='clamp'|Chat\(constrain_tools=False\))[^,.;]*"
+    r"|; messages, tools and similar settings are fields of Chat, .*"
 )
+# Hints about Python values, and what they are in JSON.
+_IN_JSON = {
+    "use text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')": "remove it",
+    "Hint: give a dict": "Hint: give a JSON object",
+}
 
 
 class ApiError(Exception):
@@ -109,6 +115,8 @@ def message_of(error: BaseException) -> str:
     """Return the message of an error of the engine, without what only Python code can use."""
     problems = error.problems if isinstance(error, ConfigError) else []
     text = str(problems[0]) if len(problems) == 1 else str(error)
+    for hint, in_json in _IN_JSON.items():
+        text = text.replace(hint, in_json)
     return _FOR_PYTHON.sub("", text)
 
 

@@ -11,7 +11,10 @@ from starlette.exceptions import HTTPException
 from stars_engine.server.errors import ApiError, shortened
 from stars_engine.server.fields import StarsOptions
 
-_INVALID_JSON = "The body is not a JSON object. Hint: send one with Content-Type: application/json"
+_INVALID_JSON = (
+    "The body cannot be read as a JSON object. Hint: send one in UTF-8, with Content-Type: "
+    "application/json"
+)
 _CODES = {
     400: "invalid_json",
     404: "not_found",

@@ -198,7 +198,7 @@ def test_tools_of_other_forms() -> None:
         ({"tools": [{"name": "f", "parameters": {"type": "array"}}]}, "arguments are an object"),
         ({"tools": [{"name": "f", "parameters": {"default": {1, 2}}}]}, "must be JSON"),
         ({"tools": [CLOCK], "tool_choice": "any", "constrain_tools": False}, "constrain_tools"),
-        ({"continue_final_message": True}, "the last message is not plain text"),
+        ({"continue_final_message": True}, "the last message has role 'user'"),
     ],
 )
 def test_invalid_chats(values: dict[str, Any], message: str) -> None:

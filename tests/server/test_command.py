@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from stars_engine.cli.app import app
@@ -67,6 +68,12 @@ def test_names_of_models(tmp_path: Path) -> None:
     assert list(read_configs([f"b={file}"], allow_imports=True)) == ["b"]
     with pytest.raises(Exception, match="names must be unique"):
         read_configs([files[0], files[0]], allow_imports=True)
+
+
+@pytest.mark.parametrize(("option", "part"), [("a=", "file"), ("=a.yaml", "name"), ("=", "name")])
+def test_a_config_needs_a_name_and_a_file(option: str, part: str) -> None:
+    with pytest.raises(typer.BadParameter, match=f"'{option}' lacks a {part}. Hint: use --config"):
+        read_configs([option], allow_imports=True)
 
 
 def test_a_port_that_is_in_use_is_an_error_at_once() -> None:

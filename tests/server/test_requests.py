@@ -112,7 +112,11 @@ def post(server: RunningServer, body: Any, path: str = CHAT) -> httpx.Response:
         ({"messages": [*HELLO, {**CALLED, "role": "user"}]}, "messages[1]", "needs the role"),
         ({"messages": [{**HELLO[0], "audio": {}}]}, "messages[0].audio", "is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "not a JSON schema"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "json_schema is missing",
+        ),
         ({"response_format": schema_of({"$ref": "#/x"})}, "response_format", "does not refer"),
         ({"tools": [with_schema({"type": "x"})]}, "tools[0].function.parameters", "an object"),
         ({"tools": [with_schema({"enum": []})]}, "tools", "no value satisfies"),

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -89,6 +91,29 @@ def test_a_stream_ends_after_sigterm_and_the_command_with_success() -> None:
     lines = [json.loads(line) for line in out.splitlines()]
     assert lines[-1]["path"] == "/v1/completions"
     assert lines[-1]["completed"]
+
+
+SLOW_TEARDOWN = """
+import sys, time
+from stars_engine.cli.interrupts import end_soon
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(600)
+
+slow = Slow()
+end_soon(2)
+print("written", end="")
+sys.exit(130)
+"""
+
+
+def test_the_end_does_not_wait_for_the_teardown_of_modules() -> None:
+    """In which no other thread runs Python."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_TEARDOWN], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, b"written")
 
 
 HELD = """

@@ -30,6 +30,7 @@ _FIELDS = {
     "grammar": "text.format",
     "max_tokens": "max_output_tokens",
     "chat_template_kwargs": "stars.chat_template_kwargs",
+    "continue_final_message": "stars.continue_final_message",
 }
 
 
