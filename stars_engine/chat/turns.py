@@ -78,12 +78,11 @@ def linked(messages: Sequence[Message]) -> tuple[Message, ...]:
         give_way()
         if message.role == "assistant":
             open_calls, by_id = dict(enumerate(message.tool_calls)), {}
-            for number, call in open_calls.items():
-                by_id.setdefault(call.id, deque()).append(number)
+            for position, call in open_calls.items():
+                by_id.setdefault(call.id, deque()).append(position)
         call_id = message.tool_call_id
         if call_id:
-            numbers = by_id.get(call_id, ())
-            number = numbers[0] if numbers else None
+            number = next(iter(by_id.get(call_id, ())), None)
         else:
             number = next(iter(open_calls), None)
         if message.role != "tool" or number is None:
