@@ -111,7 +111,12 @@ class Runner:
         arm, recipe = self._recipe.arms[name], self._recipe
         key = f"{_models_key(config)}-{arm.prefix_noise}"
         align = self._thresholds.resolve(
-            arm, config, engine, _digest(key), lambda n: self._plain_rewards(key, n, engine)
+            arm,
+            config,
+            engine,
+            _digest(key),
+            lambda n: self._plain_rewards(key, n, engine),
+            progress=partial(self._progress, f"thresholds of {name}"),
         )
         prompts = self._halves.tuning if half == "tuning" else self._halves.fresh
         records: list[AnswerRecord] = []

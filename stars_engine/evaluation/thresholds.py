@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stars_engine.calibration.calibrate import MIN_PROMPTS, calibrate
+from stars_engine.calibration.calibrate import MIN_PROMPTS, ProgressCallback, calibrate
 from stars_engine.calibration.over_prompts import Floats
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
@@ -42,6 +42,8 @@ class Thresholds:
         engine: Callable[[], StarsEngine],
         key: str,
         plain_rewards: PlainRewards,
+        *,
+        progress: ProgressCallback | None = None,
     ) -> AlignParams:
         """Return settings whose schedule needs neither a calibration nor plain answers.
 
@@ -51,6 +53,7 @@ class Thresholds:
             engine: Returns their engine; called only to calibrate.
             key: Identifies the models; calibrations are stored under it.
             plain_rewards: Returns the guide's rewards of plain answers to the tuning prompts.
+            progress: Called with the stages of a calibration done and in total.
 
         Raises:
             ConfigError: There are too few tuning prompts.
@@ -67,7 +70,7 @@ class Thresholds:
             name = "target" if "target" in type(align.schedule).model_fields else "value"
             align = align.replace(schedule=align.schedule.replace(**{name: value}))
         if isinstance(align.schedule, AutoSchedule):
-            align = self._calibrated(align, align.schedule, engine, key)
+            align = self._calibrated(align, align.schedule, engine, key, progress)
         if arm.base_tilt:
             if not isinstance(align.schedule, CalibratedSchedule):
                 message = "needs calibrated thresholds. Hint: use a schedule of kind auto"
@@ -83,7 +86,12 @@ class Thresholds:
         return round(mean + target.offset_sigmas * spread, 4)
 
     def _calibrated(
-        self, align: AlignParams, auto: AutoSchedule, engine: Callable[[], StarsEngine], key: str
+        self,
+        align: AlignParams,
+        auto: AutoSchedule,
+        engine: Callable[[], StarsEngine],
+        key: str,
+        progress: ProgressCallback | None,
     ) -> AlignParams:
         prompts = self._prompts if auto.prompts is None else auto.prompts
         if auto.prompts is None:
@@ -104,6 +112,7 @@ class Thresholds:
                 align=align,
                 sampling=self._sampling,
                 seed=auto.seed,
+                progress=progress,
             )
             write_file(path, schedule.model_dump_json(indent=1) + "\n", "thresholds")
         own = {name: getattr(align, name) for name in ("max_attempts",)}

@@ -73,7 +73,16 @@ def test_a_calibration_is_stored(
     engine: StarsEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = StarsArm(align={"schedule": AutoSchedule(budget=1.5, segment_len=8)}, tilt=1.0)
-    first = thresholds(tmp_path).resolve(arm, engine.config, lambda: engine, "key", lambda _: PLAIN)
+    seen: list[tuple[int, int]] = []
+    first = thresholds(tmp_path).resolve(
+        arm,
+        engine.config,
+        lambda: engine,
+        "key",
+        lambda _: PLAIN,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[0][0] < seen[-1][0] == seen[-1][1]
     assert isinstance(first.schedule, CalibratedSchedule)
     assert first.segment_len == 8
     [file] = tmp_path.glob("thresholds-*.json")
