@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -261,9 +262,9 @@ class Chat(Schema):
     @field_validator("tools")
     @classmethod
     def _named_uniquely(cls, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-        names = [tool.name for tool in tools]
-        for name in names:
-            if names.count(name) > 1:
+        counts = Counter(tool.name for tool in tools)
+        for name, count in counts.items():
+            if count > 1:
                 raise ValueError(f"two tools are called {name!r}. Hint: rename one of them")
             if name in (*CHOICES, "any"):
                 raise ValueError(

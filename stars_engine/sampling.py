@@ -10,9 +10,10 @@ the arithmetic runs on the shortlist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch.nn import functional
@@ -22,6 +23,8 @@ from stars_engine.config import SamplingParams
 NO_TOKEN = -1
 _BLOCK_LEN = 64
 _NUCLEUS_LENS = (255, 4095)  # shortlist lengths to try for top-p, in order
+_BiasKey = tuple[int, torch.dtype, torch.device]  # the settings by identity
+_biases: dict[_BiasKey, tuple[ref[SamplingParams], torch.Tensor, torch.Tensor]] = {}
 
 
 class Proposal(NamedTuple):
@@ -93,7 +96,7 @@ def propose(
         assert in_prompt is not None
         logits = penalize(logits.to(precise), counts, in_prompt, sampling)
     if sampling.logit_bias:
-        logits = add_bias(logits.to(precise), sampling.logit_bias)
+        logits = add_bias(logits.to(precise), sampling)
     if banned_ids:
         logits = logits.index_fill(
             1, on_device(tuple(banned_ids), torch.long, logits.device), -torch.inf
@@ -233,11 +236,25 @@ def penalize(
     return logits - sampling.presence_penalty * in_completion.to(logits.dtype)
 
 
-def add_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
-    """Add a bias to the logits of single tokens."""
-    ids = on_device(tuple(bias), torch.long, logits.device)
-    values = on_device(tuple(bias.values()), logits.dtype, logits.device)
+def add_bias(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """Add the bias of the settings to the logits of single tokens."""
+    ids, values = _bias_on_device(sampling, logits.dtype, logits.device)
     return logits.index_add(1, ids, values.expand(len(logits), -1))
+
+
+def _bias_on_device(
+    sampling: SamplingParams, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and biases, kept while the settings exist: they may be a vocabulary."""
+    key = id(sampling), dtype, device
+    found = _biases.get(key)
+    if found is None:
+        bias = sampling.logit_bias or {}
+        ids = torch.tensor(list(bias), dtype=torch.long, device=device)
+        values = torch.tensor(list(bias.values()), dtype=dtype, device=device)
+        found = ref(sampling, lambda _: _biases.pop(key, None)), ids, values
+        _biases[key] = found
+    return found[1:]
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from stars_engine.chat.template import (
 from stars_engine.chat.turns import texts_of, tools_of, turns_of
 from stars_engine.errors import PromptError
 from stars_engine.messages import Message, Tool
+from stars_engine.threads.give_way import give_way
 from stars_engine.tokenization.codec import Codec
 
 _PROBE = Message(role="user", content="Hello")
@@ -137,7 +138,7 @@ def acceptable(
             return False
         text = text.replace(mark, "")
         roles = _roles_that_stay(messages)
-        return all(turn.content.strip() in text for turn in turns if turn.role not in roles)
+        return _has_all(text, [turn.content.strip() for turn in turns if turn.role not in roles])
 
     def has_system_role() -> bool:
         """Whether the template supports system messages, and not only writes any role's name."""
@@ -161,6 +162,19 @@ def acceptable(
             return turns
     rendered(given)  # raises if the template rejects the conversation
     return given  # the template omits something on purpose
+
+
+def _has_all(text: str, parts: Sequence[str]) -> bool:
+    """Whether text contains all parts; templates mostly write them in order, which is read once."""
+    end = 0
+    for part in parts:
+        give_way()
+        start = text.find(part, end)
+        if start >= 0:
+            end = start
+        elif part not in text:
+            return False
+    return True
 
 
 def _roles_that_stay(messages: Sequence[Message]) -> set[str]:
@@ -187,16 +201,21 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
 
 def _joined(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Join consecutive messages of one role, except tool calls and tool results."""
-    joined: list[Message] = []
+    runs: list[list[Message]] = []
     for message in messages:
-        last = joined[-1] if joined else None
+        give_way()
+        last = runs[-1][-1] if runs else None
         if last is None or last.role != message.role or _is_about_tools(last, message):
-            joined.append(message)
-            continue
-        reasoning = "\n\n".join(filter(None, (last.reasoning, message.reasoning)))
-        content = "\n\n".join(filter(None, (last.content, message.content)))
-        joined[-1] = Message(role=last.role, content=content, reasoning=reasoning or None)
-    return tuple(joined)
+            runs.append([message])
+        else:
+            runs[-1].append(message)
+    return tuple(run[0] if len(run) == 1 else _merged(run) for run in runs)
+
+
+def _merged(messages: Sequence[Message]) -> Message:
+    reasoning = "\n\n".join(filter(None, (message.reasoning for message in messages)))
+    content = "\n\n".join(filter(None, (message.content for message in messages)))
+    return Message(role=messages[0].role, content=content, reasoning=reasoning or None)
 
 
 def _is_about_tools(*messages: Message) -> bool:

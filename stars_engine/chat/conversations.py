@@ -29,6 +29,7 @@ from stars_engine.chat.template import (
 from stars_engine.chat.tool_grammars import tool_grammar
 from stars_engine.chat.turns import (
     linked,
+    roles_of,
     with_calls_as_text,
     with_schema_as_text,
     with_short_ids,
@@ -227,5 +228,5 @@ def _announce_merging(codec: Codec, messages: Sequence[Message]) -> None:
             "The model's chat template rejects this order of roles: %s. Consecutive messages of "
             "one role are joined, and system messages are merged into user messages. Hint: use "
             "roles that the template accepts, or set TransformersModel(chat_template=...)",
-            ", ".join(message.role for message in messages),
+            roles_of(messages),
         )

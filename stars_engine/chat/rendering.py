@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from stars_engine.chat.traced_text import TracedText, joined, template_text, traced_function
 from stars_engine.chat.turns import mapped
+from stars_engine.threads.give_way import give_way
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -44,7 +45,7 @@ def render_traced(
     template = _compiled(tokenizer.get_chat_template(None, tools))
     special = mapped(dict(tokenizer.special_tokens_map), template_text)
     text = template.render(
-        messages=[_with_reasoning_names(turn) for turn in turns],
+        messages=_Turns(map(_with_reasoning_names, turns)),
         tools=tools,
         documents=None,
         add_generation_prompt=add_generation_prompt,
@@ -53,8 +54,22 @@ def render_traced(
     return text if isinstance(text, TracedText) else TracedText(text)
 
 
+class _Turns(list[dict[str, Any]]):
+    """Messages; a template that iterates over many of them lets other threads run."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for turn in super().__iter__():
+            give_way()
+            yield turn
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        return _Turns(found) if isinstance(key, slice) else found
+
+
 def _with_reasoning_names(turn: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message with its reasoning also under the name that gpt-oss templates read."""
+    give_way()
     reasoning = turn.get("reasoning_content")
     return {**turn, "thinking": reasoning} if reasoning is not None else {**turn}
 

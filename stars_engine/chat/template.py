@@ -27,9 +27,17 @@ from stars_engine.chat.traced_text import (
     template_text,
     with_template_spans,
 )
-from stars_engine.chat.turns import TemplateMessage, mapped, texts_of, tools_of, turns_of
+from stars_engine.chat.turns import (
+    TemplateMessage,
+    mapped,
+    roles_of,
+    texts_of,
+    tools_of,
+    turns_of,
+)
 from stars_engine.errors import PromptError, StarsWarning
 from stars_engine.messages import Message, Tool
+from stars_engine.threads.give_way import give_way
 from stars_engine.tokenization.added_tokens import template_sources, template_words
 from stars_engine.tokenization.codec import Codec
 
@@ -105,11 +113,11 @@ def render(
                 f"the model's chat_template has a syntax error in line {line}: {error}. Hint: fix "
                 "TransformersModel(chat_template=...), or set it to replace the tokenizer's own"
             ) from error
-        roles = ", ".join(message.role for message in messages)
-        calls = ", or the tool calls and their ids" if "tool" in f"{turns}" else ""
+        uses_tools = any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
+        calls = ", or the tool calls and their ids" if uses_tools else ""
         raise PromptError(
             f"the model's chat template rejects these messages ({error}). Hint: change the roles "
-            f"or their order{calls}; the roles are: {roles}"
+            f"or their order{calls}; the roles are: {roles_of(messages)}"
         ) from error
     return Rendered(text, mark)
 
@@ -184,6 +192,7 @@ def _harmless_turn(
     turn: TemplateMessage, harmless: Change, codec: Codec, mark: str
 ) -> TemplateMessage:
     """Defuse a message; the output of an assistant keeps reserved tokens that have a text."""
+    give_way()
     changed: TemplateMessage = {**mapped(turn, harmless), "role": template_text(turn["role"])}
     if turn["role"] == "assistant":
         for key in _WRITTEN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -11,13 +12,19 @@ from stars_engine.chat.formats import ToolFormat
 from stars_engine.messages import Chat, Message, Tool, ToolCall
 from stars_engine.schema_formats.compact import compacted
 from stars_engine.schema_formats.library_types import without_reasons
+from stars_engine.threads.give_way import give_way
 
 TemplateMessage = dict[str, Any]
+_MAX_ROLES = 32  # in an error
 
 
 def turns_of(messages: Sequence[Message]) -> list[TemplateMessage]:
     """Return messages as dictionaries with the keys that published templates read."""
-    return [_turn(message) for message in messages]
+    turns = []
+    for message in messages:
+        give_way()
+        turns.append(_turn(message))
+    return turns
 
 
 def tools_of(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
@@ -64,17 +71,30 @@ def with_calls_as_text(
 
 def linked(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Return messages in which each tool result names its call; results are in call order."""
-    open_calls: list[ToolCall] = []
+    open_calls: dict[int, ToolCall] = {}  # in order
+    by_id: dict[str, deque[int]] = {}
     found = []
     for message in messages:
-        open_calls = list(message.tool_calls) if message.role == "assistant" else open_calls
-        answered = [call for call in open_calls if message.tool_call_id in (None, "", call.id)]
-        if message.role != "tool" or not answered:
+        give_way()
+        if message.role == "assistant":
+            open_calls, by_id = dict(enumerate(message.tool_calls)), {}
+            for position, call in open_calls.items():
+                by_id.setdefault(call.id, deque()).append(position)
+        call_id = message.tool_call_id
+        if call_id:
+            number = next(iter(by_id.get(call_id, ())), None)
+        else:
+            number = next(iter(open_calls), None)
+        if message.role != "tool" or number is None:
             found.append(message)
             continue
-        open_calls.remove(answered[0])
-        call_id = message.tool_call_id or answered[0].id or None
-        found.append(message.replace(tool_call_id=call_id, name=message.name or answered[0].name))
+        answered = open_calls.pop(number)
+        by_id[answered.id].popleft()  # always the first call of its id
+        found.append(
+            message.replace(
+                tool_call_id=call_id or answered.id or None, name=message.name or answered.name
+            )
+        )
     return tuple(found)
 
 
@@ -99,11 +119,19 @@ def _short(name: str) -> str:
     return sha256(name.encode()).hexdigest()[:9]
 
 
+def roles_of(messages: Sequence[Message]) -> str:
+    """Return the roles of messages for an error or the log; if there are many, the first."""
+    shown = ", ".join(message.role for message in messages[:_MAX_ROLES])
+    more = len(messages) - _MAX_ROLES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def texts_of(value: Any) -> list[str]:
     """Return all strings in messages or tools, including keys."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
+        give_way()
         return [text for pair in value.items() for part in pair for text in texts_of(part)]
     if isinstance(value, list | tuple):
         return [text for part in value for text in texts_of(part)]
@@ -140,6 +168,7 @@ def _call(call: ToolCall) -> TemplateMessage:
 
 
 def _said(message: Message, form: ToolFormat, reserved: Sequence[str]) -> Message:
+    give_way()
     if message.role == "tool":
         of = f" of {message.name}" if message.name else ""
         return Message(role="user", content=f"Result{of}: {message.content}")

@@ -13,6 +13,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
+from stars_engine.threads.give_way import give_way
 from stars_engine.tokenization.added_tokens import (
     AddedTokens,
     MarkedEncoder,
@@ -182,12 +183,15 @@ class Codec:
             if ids is not None:
                 return ids
         found: list[int] = []
-        plain = ""
+        plain: list[str] = []
         for part, is_meant in parts:
+            give_way()
             if is_meant:
-                found += [*self._encode_plainly(plain), self._ids[part]]
-            plain = "" if is_meant else plain + part
-        return [*found, *self._encode_plainly(plain)]
+                found += [*self._encode_plainly("".join(plain)), self._ids[part]]
+                plain.clear()
+            else:
+                plain.append(part)
+        return [*found, *self._encode_plainly("".join(plain))]
 
     def _encode_plainly(self, text: str) -> list[int]:
         """Encode text without any added token.

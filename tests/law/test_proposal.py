@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from transformers import (
@@ -243,3 +245,21 @@ def test_a_bias_that_leaves_nothing_to_draw(engine: StarsEngine) -> None:
     del banned[77]
     sampling = SamplingParams(logit_bias=banned, max_tokens=3)
     assert engine.generate("a", sampling=sampling)[0].token_ids == (77, 77, 77)
+
+
+def test_the_tensors_of_a_bias_end_with_its_settings() -> None:
+    num_tokens = 5077
+    sampling = SamplingParams(logit_bias=dict.fromkeys(range(1, num_tokens + 1), -1.0))
+
+    def tensors() -> list[torch.Tensor]:
+        gc.collect()
+        found = (each for each in gc.get_objects() if isinstance(each, torch.Tensor))
+        return [each for each in found if each.shape == (num_tokens,)]
+
+    propose(torch.zeros(1, num_tokens + 1), sampling)
+    kept = tensors()
+    propose(torch.zeros(1, num_tokens + 1), sampling)
+    assert {*map(id, tensors())} == {*map(id, kept)}  # made once
+    assert len(kept) == 2
+    del sampling, kept
+    assert not tensors()
