@@ -9,7 +9,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config import FunctionReward, RewardConfig, SamplingParams, StarsConfig
+from stars_engine.config import (
+    CompositeReward,
+    FunctionReward,
+    RewardConfig,
+    SamplingParams,
+    StarsConfig,
+    ValueReward,
+)
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm
@@ -142,6 +149,18 @@ class Recipe(Filed):
             raise ValueError("choose needs tuning prompts. Hint: prompts.tuning")
         return self
 
+    @model_validator(mode="after")
+    def _guide_scores_all_arms(self) -> Self:
+        others = self.arms.keys() - self.base_arms.keys()
+        if others and _reads_drafts(self.config.reward):
+            raise ValueError(
+                "config.reward has a value head, which scores only what its own language model "
+                f"drafts, and arms with other models or rewards are scored by it, too: "
+                f"{', '.join(sorted(others))}. Hint: set config.reward to a reward that reads "
+                "text, and give arms that the value head guides a reward of their own"
+            )
+        return self
+
     @property
     def candidates(self) -> set[str]:
         """Arms that run on the tuning prompts to be chosen."""
@@ -193,3 +212,10 @@ def read_recipe(name: str | Path, *, allow_imports: bool = True) -> Recipe:
         recipe_names()
     )
     raise ConfigError("Recipe", [Problem("name", message)])
+
+
+def _reads_drafts(reward: RewardConfig) -> bool:
+    """Whether a reward reads the hidden states of drafts, so that it cannot score other texts."""
+    if isinstance(reward, CompositeReward):
+        return any(_reads_drafts(part.reward) for part in reward.parts.values())
+    return isinstance(reward, ValueReward)

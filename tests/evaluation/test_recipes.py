@@ -57,6 +57,19 @@ def test_an_unknown_recipe_names_the_others() -> None:
         ({"reference": "best"}, "reference 'best' generates several answers each.*Hint"),
         ({"choose": {"STARS": ("none",)}}, "choose.STARS names unknown arms: none"),
         ({"choose": {"STARS": ("vanilla",)}}, "names the reference arm"),
+        (
+            {
+                "config": {
+                    "model": "my/model",
+                    "reward": {"kind": "value", "name_or_path": "guides/reviews"},
+                },
+                "arms": {
+                    "vanilla": {"kind": "vanilla"},
+                    "other": {"kind": "best_of_n", "n": 2, "reward": "a/b"},
+                },
+            },
+            "a value head, which scores only what .* too: other.*Hint",
+        ),
         ({"arms": {"vanilla": {"kind": "best"}}}, "unknown kind 'best'|allowed kinds"),
     ],
 )
