@@ -90,10 +90,7 @@ class Scheduler:
 
     @property
     def num_ready_rows(self) -> int:
-        """Minimum number of candidates that running requests draft, as last counted.
-
-        May be read on any thread.
-        """
+        """Minimum candidates of running requests, as last counted; for any thread."""
         return sum(request.num_rows for request in tuple(self._running))
 
     def has_work(self) -> bool:
