@@ -291,8 +291,8 @@ class SettingFields(BaseModel):
     max_stop_strings: SkipValidation[int] = Field(
         default=1024,
         description=(
-            "maximum number of stop strings of a request; together they may have a thousand "
-            "times as many characters"
+            "maximum number of stop strings of a request, and of its stop token ids; the "
+            "strings together may have a thousand times as many characters"
         ),
     )
     on_full: SkipValidation[Literal["wait", "raise"]] = Field(

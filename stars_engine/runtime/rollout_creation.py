@@ -24,6 +24,7 @@ from stars_engine.errors import (
     ContextOverflowError,
     Problem,
     PromptError,
+    StarsError,
     is_for_program,
 )
 from stars_engine.grammars import Grammars
@@ -64,7 +65,7 @@ def read_prompts(
         except BaseException as error:
             if is_for_program(error) or isinstance(error, GeneratorExit):
                 raise
-            outcome = error if isinstance(error, Exception) else model_failed(error)
+            outcome = error if isinstance(error, StarsError) else model_failed(error)
             for offset in range(request.num_answers):
                 group.set_outcome(index + offset, outcome)
             if not group.return_exceptions:

@@ -422,7 +422,7 @@ def test_text_that_no_file_can_encode_is_refused() -> None:
         lambda: SamplingParams(stop=["\ud800"]),
         lambda: AlignParams(on_exhausted="fallback", fallback_text="a\udc80"),
     ):
-        with pytest.raises(ConfigError, match="surrogates"):
+        with pytest.raises(ConfigError, match="surrogate"):
             build()
 
 
