@@ -16,8 +16,8 @@ def has_members(value: object, protocol: type) -> bool:
     """Return whether an object has all members of a protocol.
 
     Members that the object forwards with `__getattr__` count, as for a wrapper. With `isinstance`
-    and a runtime-checkable protocol, they count only before Python 3.12. Members that raise when
-    they are read count, too: whoever uses them gets the error.
+    and a runtime-checkable protocol, they count only before Python 3.12. Members of its class count
+    even if they raise when they are read: whoever uses them gets the error.
     """
     return all(_has(value, name) for name in _members(protocol))
 
@@ -38,4 +38,4 @@ def _has(value: object, name: str) -> bool:
     except BaseException as error:
         if is_for_program(error):
             raise
-        return True
+        return hasattr(type(value), name)

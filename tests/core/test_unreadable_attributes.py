@@ -180,13 +180,12 @@ def test_an_attribute_that_cannot_be_read_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [ValueError("unreadable"), SystemExit(3)], ids=repr)
 @pytest.mark.parametrize(("owner", "name"), sorted({*ALL_CASES}))
 def test_an_attribute_that_cannot_be_read_at_each_of_many_reads(
-    engine: StarsEngine, alone: list[str], owner: str, name: str, error: BaseException
+    engine: StarsEngine, alone: list[str], owner: str, name: str
 ) -> None:
-    for at in (1, 3, 4, 6, 9, 14, 20, 40):
-        if not strike(engine, alone, (owner, name), error, at):
+    for at in (1, 3, 6, 14):
+        if not strike(engine, alone, (owner, name), ValueError("unreadable"), at):
             break
 
 
