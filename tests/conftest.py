@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -44,11 +45,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="module", autouse=True)
 def _process_state() -> Iterator[None]:
     """No module leaves the process changed for those that run after it in the same process."""
-    state, variables = process_state(), environment()
+    state, variables, folders = process_state(), environment(), list(sys.path)
     yield
     found, left = process_state(), environment()
     changed = {name: (state[name], found[name]) for name in state if state[name] != found[name]}
-    # Libraries set variables of their own when they are imported.
+    # Libraries append folders, and set variables of their own, when they are first used.
+    if sys.path[: len(folders)] != folders:
+        changed["sys.path"] = folders, list(sys.path)
     changed |= {
         name: (value, left.get(name))
         for name, value in variables.items()

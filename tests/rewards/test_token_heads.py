@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_code_of_the_checkpoint_runs_only_where_the_config_says_so(
     qwen_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # transformers appends the folder
     directory = tmp_path / "checkpoint"
     backbone = small(Qwen2Model, Qwen2Config, qwen_tokenizer)
     backbone.save_pretrained(directory)

@@ -15,7 +15,6 @@ def process_state() -> dict[str, Any]:
     """Return what a test must leave as it was, by name."""
     state: dict[str, Any] = {
         "working directory": os.getcwd(),  # noqa: PTH109 - as a string
-        "sys.path": tuple(sys.path),
         "hooks": (sys.excepthook, threading.excepthook),
         "recursion limit": sys.getrecursionlimit(),
         "switch interval": sys.getswitchinterval(),
