@@ -50,10 +50,10 @@ def check_text(what: str, text: Any, params: EngineParams) -> int:
         PromptError: It is too long.
     """
     size = size_of(text)
-    if size > params.max_prompt_chars:
+    most = params.max_prompt_chars
+    if size > most:
         raise PromptError(
-            f"{what} has about {size} characters; allowed: at most {params.max_prompt_chars}. "
-            "Hint: shorten it, or raise EngineParams(max_prompt_chars=...)"
+            _too_long(f"{what} has about", size, most, "shorten it", "max_prompt_chars")
         )
     return size
 
@@ -108,7 +108,6 @@ def size_of(value: Any) -> int:
 
 def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | None:
     """Return why settings are refused, if they are."""
-    most = params.max_stop_strings
     for field, limit, count in (
         ("n", "max_n", sampling.n),
         ("stop", "max_stop_strings", len(sampling.stop)),
@@ -117,22 +116,17 @@ def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | Non
         if count > getattr(params, limit):
             return _too_large("SamplingParams", field, limit, count, getattr(params, limit))
     num_chars = sum(map(len, sampling.stop))
-    if num_chars > most * _CHARS_PER_STOP:
-        message = (
-            f"the stop strings have {num_chars} characters; allowed: at most "
-            f"{most * _CHARS_PER_STOP}. Hint: shorten them, or raise "
-            "EngineParams(max_stop_strings=...)"
+    most_chars = params.max_stop_strings * _CHARS_PER_STOP
+    if num_chars > most_chars:
+        message = _too_long(
+            "the stop strings have", num_chars, most_chars, "shorten them", "max_stop_strings"
         )
         return ConfigError("SamplingParams", [Problem("stop", message)])
     if sampling.grammar is None:
         return None
-    size = size_of(sampling.grammar)
-    if size > params.max_grammar_chars:
-        message = (
-            f"the grammar has about {size} characters; allowed: at most "
-            f"{params.max_grammar_chars}. Hint: simplify it, or raise "
-            "EngineParams(max_grammar_chars=...)"
-        )
+    size, most = size_of(sampling.grammar), params.max_grammar_chars
+    if size > most:
+        message = _too_long("the grammar has about", size, most, "simplify it", "max_grammar_chars")
         return ConfigError("SamplingParams", [Problem("grammar", message)])
     return None
 
@@ -146,11 +140,10 @@ def _num_chars(request: PromptRequest, params: EngineParams) -> int:
     if _has_grammar_of_tools(request):
         assert isinstance(request.prompt, Chat)
         size = sum(size_of(tool.parameters) for tool in request.prompt.callable_tools)
-        if size > params.max_grammar_chars:
-            message = (
-                f"their parameters have about {size} characters; allowed: at most "
-                f"{params.max_grammar_chars}. Hint: give fewer tools, or raise "
-                "EngineParams(max_grammar_chars=...)"
+        most = params.max_grammar_chars
+        if size > most:
+            message = _too_long(
+                "their parameters have about", size, most, "give fewer tools", "max_grammar_chars"
             )
             raise ConfigError("Chat", [Problem("tools", message)])
     num_chars = check_text("the prompt", request.prompt, params)
@@ -174,4 +167,11 @@ def _too_large(title: str, field: str, limit: str, value: int, most: int) -> Con
                 f"EngineParams({limit}=...)",
             )
         ],
+    )
+
+
+def _too_long(what: str, size: int, most: int, remedy: str, limit: str) -> str:
+    return (
+        f"{what} {size} characters; allowed: at most {most}. Hint: {remedy}, or raise "
+        f"EngineParams({limit}=...)"
     )
