@@ -55,7 +55,7 @@ class Pauses:
 
 
 class Background:
-    """A few threads that tokenize long prompts and compile grammars.
+    """A few threads of low priority that tokenize long prompts and compile grammars.
 
     Args:
         is_busy: Whether the engine's thread has other work, so that the threads give way to it.
@@ -63,7 +63,7 @@ class Background:
 
     def __init__(self, is_busy: Callable[[], bool]) -> None:
         self._is_busy = is_busy
-        self._workers = WorkerPool("prepare", MAX_WORKERS)
+        self._workers = WorkerPool("prepare", MAX_WORKERS, low_priority=True)
 
     @property
     def threads(self) -> list[Thread]:

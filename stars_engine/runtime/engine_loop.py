@@ -84,7 +84,7 @@ class EngineLoop:
         self._core: EngineCore | None = None
         self._autotuner = CandidateAutotuner()
         self._num_steps = 0  # of earlier cores, which failed or were closed
-        self._is_busy = False  # whether another step follows
+        self._is_busy = False  # whether a step is running or follows
         self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
         self._scores = ScoreQueue()
@@ -151,6 +151,7 @@ class EngineLoop:
     def _step(self, core: EngineCore | None) -> float | None:
         """Run one step, and return its seconds; None if there is no work, or if a model fails."""
         started_s = time.monotonic()
+        self._is_busy = core is not None and core.has_work()
         try:
             events = [] if core is None else core.step()
         except BaseException as error:  # noqa: BLE001 - `_recover` reports it

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from threading import Condition, Event, Thread, current_thread
 
 from stars_engine.errors import Interrupted
+from stars_engine.threads.priority import lower_priority
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +100,17 @@ class WorkerPool:
         name: Name of the threads.
         max_workers: Maximum number of concurrent tasks.
         mark: Value of `current_executor` on these threads.
+        low_priority: Whether other threads run before these where processors are busy.
 
     Attributes:
         closing: Set when the threads should end.
     """
 
-    def __init__(self, name: str, max_workers: int, *, mark: object = None) -> None:
+    def __init__(
+        self, name: str, max_workers: int, *, mark: object = None, low_priority: bool = False
+    ) -> None:
         self._name, self._max_workers, self._mark = name, max_workers, mark
+        self._low_priority = low_priority
         self._max_hung = max(MIN_HUNG, 2 * max_workers)
         self._changed = Condition()
         self._queued: dict[object, deque[Task]] = {}  # by owner, the next in turn first
@@ -232,6 +237,8 @@ class WorkerPool:
 
     def _run(self) -> None:
         current_executor.set(self._mark)
+        if self._low_priority:
+            lower_priority()
         while (task := self._wait_for_task()) is not None:
             try:
                 if task.is_wanted():

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from stars_engine.problems import Interrupted
 from stars_engine.threads import process_exit
+from stars_engine.threads.priority import lower_priority
 
 Value = TypeVar("Value")
 
@@ -19,7 +20,7 @@ _Work = tuple[Future[Any], Callable[[], Any]]
 
 
 class BackgroundThread:
-    """Runs functions in order, on a thread that starts with the first one.
+    """Runs functions in order, on a thread of low priority that starts with the first one.
 
     The end of the process does not wait for it, unlike for an executor of `concurrent.futures`. The
     thread ends after its current function when this object is closed or garbage-collected.
@@ -59,6 +60,7 @@ class BackgroundThread:
 
 
 def _run(queue: SimpleQueue[_Work | None]) -> None:
+    lower_priority()
     with suppress(Interrupted):  # the process is exiting
         while (work := queue.get()) is not None:
             future, function = work

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import warnings
 from collections import UserList
@@ -33,6 +35,7 @@ from stars_engine import (
 )
 from stars_engine.calibration import settings
 from stars_engine.config import JsonGrammar
+from stars_engine.core.engine_core import EngineCore
 from stars_engine.grammars import Grammars, json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
@@ -40,6 +43,7 @@ from stars_engine.runtime.answers import CheckedPrompt
 from stars_engine.runtime.background import Background
 from stars_engine.runtime.limits import LONG_TEXT
 from stars_engine.runtime.output_processor import OutputProcessor
+from stars_engine.threads.background_thread import BackgroundThread
 from stars_engine.threads.give_way import give_way
 from stars_engine.tokenization.added_tokens import MarkedEncoder
 from stars_engine.tokenization.codec import Codec
@@ -491,3 +495,37 @@ def test_background_work_that_nobody_needs_ends() -> None:
         assert started.wait(60)
         future.cancel() if stop == "cancel" else background.close()
         assert ended.wait(60)
+
+
+def test_background_work_pauses_from_the_first_step_of_a_request_on(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine_with(engine, EngineParams()) as mine:
+        mine.generate("a")
+        background = mine._runtime._loop.background
+        steps = []
+        step = EngineCore.step
+
+        def recorded(self: EngineCore) -> Any:
+            steps.append((self.has_work(), background._is_busy()))
+            return step(self)
+
+        monkeypatch.setattr(EngineCore, "step", recorded)
+        mine.generate("a")
+        assert steps[0] == (True, True)
+        assert all(has_work == is_busy for has_work, is_busy in steps)
+        wait_until(lambda: not background._is_busy())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority on Linux only")
+def test_background_threads_have_a_low_priority() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    background, thread = Background(lambda: False), BackgroundThread("grammar")
+    before = niceness()
+    assert background.submit(niceness, "somebody").result(60) > before
+    assert thread.submit(niceness).result(60) > before
+    assert niceness() == before
+    background.close()
+    thread.close()
