@@ -15,6 +15,7 @@ at once. It reports the waits of the latter, and how much of the large call was 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import platform
 import threading
@@ -28,6 +29,7 @@ import torch
 
 from stars_engine import (
     AlignParams,
+    Chat,
     ChoiceGrammar,
     EngineParams,
     JsonGrammar,
@@ -64,8 +66,22 @@ def schema_of(count: int, run: int) -> SamplingParams:
     return SMALL.replace(grammar=JsonGrammar(json_schema=schema))
 
 
+def chat_of(num_messages: int, num_tools: int, run: int) -> Chat:
+    properties = {f"property{i}": {"type": "integer"} for i in range(5)}
+    return Chat(
+        [{"role": "user", "content": f"Message {run} {i}"} for i in range(num_messages)],
+        tools=[
+            {"name": f"tool{run}_{i}", "parameters": {"type": "object", "properties": properties}}
+            for i in range(num_tools)
+        ],
+    )
+
+
 def heavy_requests() -> dict[str, Callable[[int], dict[str, Any]]]:
-    """Return the arguments of each heavy request, which differ in each repetition."""
+    """Return the arguments of each heavy request, which differ in each repetition.
+
+    `call` is the method that gets them, `submit` if it is absent.
+    """
     return {
         "n_million": lambda run: {"prompts": "a", "sampling": SMALL.replace(n=10**6, seed=run)},
         "n_4096": lambda run: {"prompts": "a", "sampling": SMALL.replace(n=4096, seed=run)},
@@ -92,6 +108,39 @@ def heavy_requests() -> dict[str, Callable[[int], dict[str, Any]]]:
             "align": AlignParams(segment_len=400, num_candidates=1),
             "sampling": SMALL.replace(max_tokens=480, seed=run),
         },
+        "best_of_4096": lambda run: {
+            "call": "best_of_n",
+            "prompts": f"a {run}",
+            "n": 4096,
+            "sampling": SMALL.replace(seed=run),
+        },
+        "n_4096_streamed": lambda run: {
+            "call": "stream",
+            "prompts": "a",
+            "sampling": SMALL.replace(n=4096, seed=run),
+        },
+        "scores_long": lambda run: {
+            "call": "score",
+            "prompt": "a",
+            "texts": [f"{run} {i} " + text_of(4000) for i in range(2000)],
+        },
+        "scores_short": lambda run: {
+            "call": "score",
+            "prompt": "a",
+            "texts": [f"{run} {i}" for i in range(20_000)],
+        },
+        "logit_bias_million": lambda run: {
+            "prompts": "a",
+            "sampling": SMALL.replace(logit_bias=dict.fromkeys(range(10**6), 0.1 + run)),
+        },
+        "logit_bias_4096": lambda run: {
+            "prompts": "a",
+            "sampling": SMALL.replace(
+                logit_bias=dict.fromkeys(range(1024), 0.1 + run), n=4096, seed=run
+            ),
+        },
+        "tools_1000": lambda run: {"prompts": chat_of(1, 1000, run)},
+        "conversation_20000": lambda run: {"prompts": chat_of(20_000, 0, run)},
         "stop_strings_1024": lambda run: {
             "prompts": "a",
             "sampling": SMALL.replace(stop=tuple(f"stop {run} {i}" for i in range(1024)), n=64),
@@ -112,6 +161,22 @@ def wait_of_small(engine: StarsEngine, prompt: str = "hi") -> Wait:
     return Wait(time.perf_counter() - started_s, time.process_time() - started_cpu_s)
 
 
+def call(engine: StarsEngine, call: str = "submit", **arguments: Any) -> Any:
+    """Make a heavy call; return its future, or None when it is done."""
+    if call != "score":
+        arguments = {"sampling": SMALL, **arguments}
+    if call == "submit":
+        return engine.submit(**arguments)
+    if call == "score":
+        asyncio.run(engine.ascore(**arguments))
+    elif call == "stream":
+        for _ in engine.stream(**arguments):
+            pass
+    else:
+        getattr(engine, call)(**arguments)
+    return None
+
+
 def measure(engine: StarsEngine, arguments: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Repeat the small request beside a heavy one, which is cancelled at the end."""
     outcome: dict[str, Any] = {}
@@ -119,7 +184,7 @@ def measure(engine: StarsEngine, arguments: dict[str, Any], seconds: float) -> d
 
     def submit() -> None:
         try:
-            outcome["future"] = engine.submit(**{"sampling": SMALL, **arguments})
+            outcome["future"] = call(engine, **arguments)
         except Exception as error:  # noqa: BLE001 - reported
             outcome["error"] = error
         submitted.set()
@@ -136,13 +201,15 @@ def measure(engine: StarsEngine, arguments: dict[str, Any], seconds: float) -> d
     ended = "running"
     if "error" in outcome:
         ended = f"refused: {outcome['error']}"[:160]
+    elif submitted.is_set() and future is None:
+        ended = "done"
     elif future is not None and future.done():
         error = future.exception()
         ended = "done" if error is None else f"refused: {error}"[:160]
     if future is not None:
         future.cancel()
-    elif not submitted.is_set():  # the call waits for room in the queue
-        ended = "in line"
+    elif not submitted.is_set():  # the call waits for room in the queue, or for its answers
+        ended = "in progress"
     return {"waits": waits, "ended": ended}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from weakref import ref
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -31,6 +32,7 @@ from stars_engine.redaction import (
 )
 
 _BOUND_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+_hashes: dict[int, tuple[ref[Schema], str]] = {}  # content hashes by the ids of objects
 
 
 class Schema(BaseModel):
@@ -106,10 +108,16 @@ class Schema(BaseModel):
     def content_hash(self) -> str:
         """Return 12 hexadecimal digits that change whenever a field changes.
 
-        Functions are identified by name only.
+        Functions are identified by name only. It is computed once, since the object is frozen.
         """
+        key = id(self)
+        known = _hashes.get(key)
+        if known is not None and known[0]() is self:
+            return known[1]
         values = self.model_dump_json(fallback=_name_of, context=DIGESTS)
-        return hashlib.sha256(values.encode()).hexdigest()[:12]
+        found = hashlib.sha256(values.encode()).hexdigest()[:12]
+        _hashes[key] = ref(self, lambda _: _hashes.pop(key, None)), found
+        return found
 
 
 @contextmanager

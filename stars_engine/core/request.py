@@ -240,6 +240,11 @@ class RequestQueue:
             self._next = next(unfinished, None)
         return self._next
 
+    def refill_if_empty(self, requests: Iterable[Request]) -> None:
+        """Replace the requests if none is left, because further ones have become known."""
+        if self.peek() is None:
+            self._requests = iter(requests)
+
     def take(self) -> Request:
         """Remove and return the next request."""
         request = self.peek()

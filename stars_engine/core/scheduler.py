@@ -114,8 +114,9 @@ class Scheduler:
     # --- transitions ---
 
     def add(self, queue: RequestQueue) -> None:
-        """Add the waiting requests of one caller."""
-        self._queues.append(queue)
+        """Add the waiting requests of one caller, unless they were added before."""
+        if queue not in self._queues:
+            self._queues.append(queue)
 
     def schedule(self, may_run: Callable[[Request], bool] | None = None) -> list[Request]:
         """Return the batch of the next step; all its requests draft the same number of tokens.

@@ -96,9 +96,9 @@ class StarsEngine(EngineCalls):
                 such as `max_tokens=64`.
 
         Raises:
-            PromptError: A prompt is invalid. Nothing is generated.
-            ContextOverflowError: A prompt and `max_tokens` exceed the context. Nothing is
-                generated.
+            PromptError: A prompt is invalid. Nothing is generated, unless the call has more than
+                1,024 prompts: answers to the first start before the last are read.
+            ContextOverflowError: A prompt and `max_tokens` exceed the context. Likewise.
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
             RequestError: A request failed; its `result` holds the accepted text.
         """
@@ -159,8 +159,9 @@ class StarsEngine(EngineCalls):
         """Stream accepted segments; their texts add up to the text of each result.
 
         Emitted text never changes. Closing the iterator cancels the requests. Arguments and errors
-        are those of `generate`. Prompts are checked before this returns. The error of a failed
-        request is raised when all other answers have ended.
+        are those of `generate`. Prompts are checked before this returns, at most 1,024 of them; an
+        error of a later one cancels the other answers. The error of a failed request is raised when
+        all other answers have ended.
         """
         group = self._new_group(prompts, sampling, align, reward_prompt, fields)
         group.event_queue = EventQueue()

@@ -127,10 +127,10 @@ class AsyncSegmentStream(_Stream):
         return self
 
     async def prepare(self) -> Self:
-        """Start generating now, and wait until all prompts have been read.
+        """Start generating now, and wait until the first 1,024 prompts have been read.
 
         Raises:
-            PromptError: A prompt is invalid. Nothing is generated.
+            PromptError: One of them is invalid. Nothing is generated.
             ContextOverflowError: A prompt and `max_tokens` exceed the context.
             QueueFullError: The queue is full and `EngineParams.on_full` is "raise".
         """

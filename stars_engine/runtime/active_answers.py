@@ -35,6 +35,7 @@ class ActiveAnswers:
     ) -> None:
         self._abort, self._drop = abort, drop
         self._outputs: dict[Rollout, RequestOutput] = {}
+        self._ending: set[RequestGroup] = set()  # whose overdue answers are being ended
         self._diagnostics = Diagnostics()
         self.totals = Totals()
 
@@ -79,30 +80,55 @@ class ActiveAnswers:
             self._fail_closed(output, cause)
         for group in groups:
             if group.wants_each_outcome and group.queue is not None:
+                group.unread.give_up()
                 while (found := group.pending.start()) is not None:
                     self._fail_closed(found[0], cause)
             else:
                 group.fail(group.first_error or engine_closed_error(cause))
 
+    def cancel_started(self, group: RequestGroup) -> None:
+        """Cancel the answers in progress of a group that fails as a whole; no other starts."""
+        group.clear_queue()
+        for output in tuple(group.outputs):
+            self.end(output, "cancelled")
+        group.pending.clear()
+
     def end_pending(self, group: RequestGroup, reason: FinishReason) -> Iterator[None]:
         """End answers of a group that have not started, one by one."""
-        while (found := group.pending.start()) is not None:
+        while not group.is_taken_over and (found := group.pending.start()) is not None:
             output, part = found
             self._add(output, part)
             self.end(output, reason)
             yield
 
     def end_overdue(self, group: RequestGroup, now_s: float) -> Iterator[None]:
-        """End answers of a group that have not started before their deadline, one by one."""
+        """End answers of a group that have not started before their deadline, one by one.
+
+        An iterator that another one of the same group has overtaken does nothing.
+        """
+        if group in self._ending:
+            return
+        self._ending.add(group)
+        try:
+            yield from self._end_overdue(group, now_s)
+        finally:
+            self._ending.discard(group)
+
+    def _end_overdue(self, group: RequestGroup, now_s: float) -> Iterator[None]:
         created = None if group.queue is None else group.queue.created
         if created is not None and created.past_deadline:
             self._drop(group, 1)
             self.deliver([(created.rollout, created.rollout.finish("deadline"))])
-        for output, part in group.pending.overdue(now_s):
-            self._add(output, part)
-            self._drop(group, 1)
-            self.deliver([(part, part.finish("deadline"))])
-            yield
+        may_be_more = True
+        while may_be_more:
+            for output, part in group.pending.overdue(now_s):
+                self._add(output, part)
+                self._drop(group, 1)
+                self.deliver([(part, part.finish("deadline"))])
+                yield
+                if group.is_taken_over:
+                    return
+            may_be_more = group.unread.end_next_overdue(now_s)
 
     def _fail_closed(self, output: RequestOutput, cause: BaseException | None) -> None:
         try:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
-from stars_engine.algorithm.noise import CounterNoise, fresh_seed
+from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.chat.deltas import Replies, UnreadReplies
 from stars_engine.chat.replies import ReplyReader
 from stars_engine.config import AlignParams, SamplingParams
-from stars_engine.messages import Chat
 from stars_engine.runtime.output_processor import OutputProcessor
 from stars_engine.types import FinishReason, RewardPrompt, SegmentEvent
 
@@ -149,25 +148,6 @@ class CheckedPrompt:
         )
 
 
-def empty_prompts(group: RequestGroup) -> Iterator[CheckedPrompt]:
-    """Yield the prompts of a group without their tokens, for answers that never start."""
-    index = len(group.resumed)
-    for prompt_index, request in enumerate(group.prompts):
-        sampling = request.sampling or SamplingParams()
-        yield CheckedPrompt(
-            index,
-            request.num_answers,
-            prompt_index,
-            prompt_ids=(),
-            reward_prompt=RewardPrompt("", ()),
-            sampling=sampling,
-            align=request.align,
-            seed=fresh_seed() if sampling.seed is None else sampling.seed,
-            unread=UnreadReplies() if isinstance(request.prompt, Chat) else None,
-        )
-        index += request.num_answers
-
-
 @dataclass(slots=True)
 class PendingAnswers:
     """The answers of a group that have not started, in order.
@@ -180,6 +160,7 @@ class PendingAnswers:
     num_rollouts: int = 0
     _resumed: deque[Rollout] = field(default_factory=deque)
     _prompts: deque[CheckedPrompt] = field(default_factory=deque)
+    _later: Iterator[CheckedPrompt] = field(default_factory=lambda: iter(()))
     _current: RequestOutput | None = None
     _num_resumed: int = 0
     _deadlines: list[tuple[float, int, CheckedPrompt]] = field(default_factory=list)
@@ -202,6 +183,11 @@ class PendingAnswers:
         if prompt.align.deadline_s is not None:
             entry = (self.group.submitted_s + prompt.align.deadline_s, prompt.prompt_index, prompt)
             heapq.heappush(self._deadlines, entry)
+
+    def add_later(self, prompts: Iterator[CheckedPrompt], num_answers: int) -> None:
+        """Add the answers of prompts that are created when all others have started."""
+        self._later = prompts
+        self.num_rollouts += num_answers * self._parts_of_each
 
     def start(self) -> tuple[RequestOutput, Rollout] | None:
         """Create the next answer, or the next sample of it; None if nothing is left."""
@@ -239,6 +225,7 @@ class PendingAnswers:
         """Forget all answers."""
         self._resumed.clear()
         self._prompts.clear()
+        self._later = iter(())
         self._deadlines.clear()
         self._current, self.num_rollouts = None, 0
 
@@ -258,9 +245,13 @@ class PendingAnswers:
         if self._resumed:
             self._num_resumed += 1
             return RequestOutput(self.group, self._num_resumed - 1, self._resumed.popleft())
-        while self._prompts:
-            output = self._prompts[0].next_output(self.group)
-            if output is not None:
-                return output
-            self._prompts.popleft()
-        return None
+        while True:
+            while self._prompts:
+                output = self._prompts[0].next_output(self.group)
+                if output is not None:
+                    return output
+                self._prompts.popleft()
+            prompt = next(self._later, None)
+            if prompt is None:
+                return None
+            self._prompts.append(prompt)

@@ -7,32 +7,31 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.runtime.answers import RequestOutput, empty_prompts
+from stars_engine.runtime.answers import RequestOutput
 from stars_engine.runtime.output_processor import OutputProcessor
 from stars_engine.runtime.request_group import RequestGroup
+from stars_engine.runtime.unread_prompts import empty_prompts
 from stars_engine.types import SegmentEvent
 
 
-def events_at_deadline(group: RequestGroup) -> dict[int, SegmentEvent]:
-    """Return the last event of each answer without an outcome, by its position.
+def events_at_deadline(group: RequestGroup) -> Iterator[tuple[int, SegmentEvent]]:
+    """Yield the position and the last event of each answer without an outcome.
 
     Answers in progress end with what was accepted; others are empty.
     """
-    known = group.outcomes
-    events = {
-        output.index: _last_event(output)
-        for output in tuple(group.outputs)
-        if output.index not in known
-    }
+    known = set(group.outcomes)
+    for output in tuple(group.outputs):
+        if output.index not in known:
+            known.add(output.index)
+            rollout = _copy(output.rollout)
+            processor = OutputProcessor(rollout, output.replies, output.group.submitted_s)
+            yield output.index, _last_event(rollout, processor)
     for output in _unstarted(group):
-        if output.index not in known and output.index not in events:
-            events[output.index] = _last_event(output)
-    return events
+        if output.index not in known:
+            yield output.index, _last_event(output.rollout, output.processor)
 
 
-def _last_event(output: RequestOutput) -> SegmentEvent:
-    rollout = _copy(output.rollout)
-    processor = OutputProcessor(rollout, output.replies, output.group.submitted_s)
+def _last_event(rollout: Rollout, processor: OutputProcessor) -> SegmentEvent:
     return processor.complete(rollout.finish(rollout.finish_reason or "deadline"))
 
 

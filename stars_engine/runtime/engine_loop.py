@@ -71,10 +71,12 @@ class EngineLoop:
             params.max_waiting, lambda group: self.post(partial(self._on_first_admitted, group))
         )
         self.background = Background(lambda: self._is_busy)
+        self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self._inputs = InputProcessor(
             self.admission,
             self.get_models,
             self._enqueue,
+            self._answers.cancel_started,
             params=params,
             background=self.background,
             post=self.post,
@@ -85,7 +87,6 @@ class EngineLoop:
         self._autotuner = CandidateAutotuner()
         self._num_steps = 0  # of earlier cores, which failed or were closed
         self._is_busy = False  # whether a step is running or follows
-        self._answers = ActiveAnswers(self._abort, self.admission.drop)
         self.reward_executor = RewardExecutor(self.post)
         self._scores = ScoreQueue()
         services = Services(self.get_models, self.score, self.post, self.background)
@@ -233,13 +234,11 @@ class EngineLoop:
         if group.ended or group.is_complete:
             return
         group.ended = True
-        if group.queue is None:
-            self._inputs.abort(group)
-        else:
-            group.queue.clear()
+        self._inputs.abort(group)
+        group.clear_queue()
         for output in tuple(group.outputs):
             self._answers.end(output, reason)
-        if group.future.done():  # no caller waits
+        if group.future.done() or group.is_taken_over:
             self._answers.totals.add_unstarted(group.pending.num_answers, reason)
             group.pending.clear()
         else:
@@ -264,15 +263,16 @@ class EngineLoop:
         return self._models.get(source, requested_s=requested_s)
 
     def _enqueue(self, group: RequestGroup) -> None:
-        """Pass the requests of a group to the core, after all its prompts are processed."""
+        """Pass the requests of a group to the core, when further prompts have been read."""
         if self._core is None and self._models.model is not None:
             self._core = self._new_core(self._models.model)
-        group.queue = RequestQueue(
-            self._answers.requests_of(group),
-            group.pending.num_rollouts,
+        group.queue = group.queue or RequestQueue(
+            (),
+            group.num_rollouts,
             may_start=lambda: self.admission.may_start(group),
             on_start=lambda: self.admission.start_one(group),
         )
+        group.queue.refill_if_empty(self._answers.requests_of(group))
         if self._core is not None:
             self._core.add(group.queue)
         group.complete_if_done()

@@ -17,8 +17,8 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.admission_queue import AdmissionQueue
 from stars_engine.runtime.background import Background
 from stars_engine.runtime.futures import set_result
+from stars_engine.runtime.prompt_reading import read_prompts
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
-from stars_engine.runtime.rollout_creation import read_prompts, unread_prompts
 
 GetModels = Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
 
@@ -29,7 +29,8 @@ class InputProcessor:
     Args:
         admission: The queue that has admitted the groups.
         get_models: Loads the models of a source; takes the source and the time of the request.
-        on_read: Called with each group whose prompts are all read.
+        on_read: Called with a group that may start, after further prompts of it were read.
+        cancel_started: Ends what has started of a group that fails.
         params: Limits on the number of candidates and the length of a rollout.
         background: Prepares large inputs.
         post: Runs a callable on the engine's thread.
@@ -40,12 +41,14 @@ class InputProcessor:
         admission: AdmissionQueue,
         get_models: GetModels,
         on_read: Callable[[RequestGroup], None],
+        cancel_started: Callable[[RequestGroup], None],
         *,
         params: EngineParams,
         background: Background,
         post: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._admission, self._get_models, self._on_read = admission, get_models, on_read
+        self._admission, self._get_models = admission, get_models
+        self._on_read, self._cancel_started = on_read, cancel_started
         self._params, self._background, self._post = params, background, post
         self._ready: deque[RequestGroup] = deque()
         self._waiting_for: dict[RequestGroup, Future[Any]] = {}  # what a group waits for
@@ -69,22 +72,34 @@ class InputProcessor:
             max_bytes=self._params.max_cache_bytes,
         )
         group.reading = read_prompts(
-            group, model, self._background, max_rows=self._params.max_rows, budget=budget
+            group,
+            model,
+            self._background,
+            max_rows=self._params.max_rows,
+            budget=budget,
+            drop=partial(self._admission.drop, group),
         )
         self._ready.append(group)
 
     def abort(self, group: RequestGroup) -> None:
-        """Stop reading the prompts of a group; give it answers that never start."""
+        """Stop reading the prompts of a group; answers to the others never start."""
         if group in self._ready:
             self._ready.remove(group)
         prepared = self._waiting_for.pop(group, None)
         if prepared is not None:
             prepared.cancel()
-        group.forget_prompts()
-        unread_prompts(group)
+        group.unread.give_up()
 
     def read(self, until_s: float) -> None:
         """Read prompts until a time on the monotonic clock, one of each group in turn."""
+        for group in self._read(until_s):
+            if group.unread.may_start and not group.ended:
+                set_result(group.prepared, None)
+                self._on_read(group)
+
+    def _read(self, until_s: float) -> list[RequestGroup]:
+        """Read prompts, and return the groups of which some were read."""
+        read: dict[RequestGroup, None] = {}
         while self._ready:
             group = self._ready.popleft()
             assert group.reading is not None
@@ -93,15 +108,18 @@ class InputProcessor:
             except BaseException as error:  # noqa: BLE001 - custom models are third-party code
                 self._fail(group, error)
                 continue
+            read[group] = None
             if found == "done":
-                self._end(group)
+                group.reading = None
             elif isinstance(found, Future):
+                group.unread.note_wait()
                 self._waiting_for[group] = found
                 found.add_done_callback(partial(self._post_prepared, group))
             else:
                 self._ready.append(group)
             if time.monotonic() >= until_s:
-                return
+                break
+        return list(read)
 
     def _post_prepared(self, group: RequestGroup, _: Future[Any]) -> None:
         self._post(partial(self._on_prepared, group))
@@ -111,21 +129,11 @@ class InputProcessor:
         if self._waiting_for.pop(group, None) is not None:
             self._ready.append(group)
 
-    def _end(self, group: RequestGroup) -> None:
-        """Finish a group whose prompts are all read: fail it as a whole, or pass it on."""
-        group.reading = None
-        error = group.first_error
-        if error is not None and not group.return_exceptions:
-            self._fail(group, error)
-            return
-        self._admission.drop(group, group.num_rollouts - group.pending.num_rollouts)
-        set_result(group.prepared, None)
-        self._on_read(group)
-
     def _fail(self, group: RequestGroup, error: BaseException) -> None:
         """End a group with an error; an exit of third-party code becomes an ordinary one."""
         if not isinstance(error, Exception):
             error = as_request_error(error, "preparing the request")
         self._admission.remove(group)
         group.reading, group.ended = None, True
+        self._cancel_started(group)
         group.fail(error)

@@ -30,6 +30,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.answers import PendingAnswers, RequestOutput
 from stars_engine.runtime.event_queue import EventQueue
 from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
+from stars_engine.runtime.unread_prompts import UnreadPrompts
 from stars_engine.schedules import AutoSchedule
 from stars_engine.types import Prompt, SegmentEvent, StarsResult
 
@@ -90,17 +91,19 @@ class RequestGroup:
         cancel_requested: Whether the group should end; set from any thread.
         future: The outcomes, in order.
         admitted: Done when the queue has admitted all rollouts.
-        prepared: Done when all prompts have been read, before generation starts.
-        queue: Its requests in the scheduler that have not started.
+        prepared: Done when the first answer may start, see `UnreadPrompts`.
+        queue: Its requests in the scheduler that have not started; None before the first may.
         reading: Reads one prompt per step, until all are read; yields what it waits for.
         reward_model: The loaded reward model.
         refused: Errors of prompts that exceed a limit, by position.
         large: Positions of prompts that may take long to read.
-        pending: The answers that have not started.
+        pending: The answers of prompts that have been read, but have not started.
+        unread: The prompts that have not been read.
         outputs: The answers in progress, in the order in which they started.
         resumed: Unfinished rollouts to continue, instead of prompts.
         num_answers: Number of answers requested.
         ended: Whether the engine has ended it early.
+        is_taken_over: Whether the watchdog answers it, because the engine was late.
     """
 
     prompts: tuple[PromptRequest, ...]
@@ -126,15 +129,18 @@ class RequestGroup:
     outputs: dict[RequestOutput, None] = field(default_factory=dict)
     resumed: tuple[Rollout, ...] = ()
     ended: bool = False
+    is_taken_over: bool = False
     num_answers: int = field(init=False)
     pending: PendingAnswers = field(init=False)
+    unread: UnreadPrompts = field(init=False)
     _outcomes: dict[int, Outcome] = field(default_factory=dict)
     _expires_at_s: float | None = None
     _answering: RLock = field(default_factory=RLock)  # the engine's thread, or the watchdog
 
     def __post_init__(self) -> None:
         self.num_answers = len(self.resumed) + sum(item.num_answers for item in self.prompts)
-        self.pending = PendingAnswers(self)
+        self.pending, self.unread = PendingAnswers(self), UnreadPrompts(self)
+        self.pending.resume(self.resumed)
 
     @property
     def judged(self) -> bool:
@@ -169,27 +175,16 @@ class RequestGroup:
 
     @property
     def next_expiry_s(self) -> float | None:
-        """When the next deadline of an answer that waits to start passes, on the monotonic clock.
-
-        None while the prompts are being read: answers are ended when all of them are known.
-        """
-        if self.queue is None:
-            return None
-        created = self.queue.created
-        times = [self.pending.next_expiry_s, None if created is None else created.expires_at_s]
+        """When the next deadline of an unstarted answer passes, on the monotonic clock."""
+        created = None if self.queue is None else self.queue.created
+        times = [self.pending.next_expiry_s, self.unread.next_expiry_s]
+        times.append(None if created is None else created.expires_at_s)
         return min((each for each in times if each is not None), default=None)
 
     @property
     def wants_each_outcome(self) -> bool:
         """Whether outcomes are returned or streamed even if some are errors."""
         return not self.future.done() and (self.return_exceptions or self.event_queue is not None)
-
-    def forget_prompts(self) -> None:
-        """Stop the reading of its prompts; none of them has started."""
-        self.reading = None
-        self.pending.clear()
-        self.outputs.clear()
-        self._outcomes.clear()
 
     def note(self, answer: RequestOutput, event: SegmentEvent) -> GenerationError | None:
         """Complete and forward an event; complete the group when the last answer has ended.
@@ -220,6 +215,17 @@ class RequestGroup:
     def set_outcome(self, index: int, outcome: Outcome) -> None:
         """Set the outcome of one answer."""
         self._outcomes[index] = outcome
+
+    def clear_queue(self) -> None:
+        """Let no further request start."""
+        if self.queue is not None:
+            self.queue.clear()
+
+    def fail_prompt(self, index: int, num_answers: int, error: StarsError) -> None:
+        """Set the outcomes of a prompt that cannot be read, from an index on."""
+        with self._answering:
+            for offset in range(num_answers):
+                self.set_outcome(index + offset, error)
 
     @property
     def first_error(self) -> Exception | None:

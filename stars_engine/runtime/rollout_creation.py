@@ -1,9 +1,9 @@
-"""Read the prompts of a call: tokenize them, and check their settings against the model."""
+"""Read a prompt of a call: tokenize it, and check its settings against the model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -17,73 +17,22 @@ from stars_engine.chat.conversations import ResolvedPrompt, with_closed_reasonin
 from stars_engine.chat.prompts import resolve_prompt
 from stars_engine.chat.turns import described
 from stars_engine.config import AlignParams, JsonGrammar, SamplingParams
-from stars_engine.core.drafter import model_failed
 from stars_engine.core.memory_budget import MemoryBudget, Reserved
 from stars_engine.errors import (
     ConfigError,
     ContextOverflowError,
     Problem,
     PromptError,
-    StarsError,
-    is_for_program,
 )
 from stars_engine.grammars import Grammars
 from stars_engine.messages import Tool
-from stars_engine.problems import run_without_exits
-from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
+from stars_engine.runtime.answers import CheckedPrompt
 from stars_engine.runtime.background import Background
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 from stars_engine.schema_formats.shortest import shortest_value
 
 
-def read_prompts(
-    group: RequestGroup,
-    model: PromptedModel,
-    background: Background,
-    *,
-    max_rows: int,
-    budget: MemoryBudget | None = None,
-) -> Iterator[Future[Any] | None]:
-    """Read the prompts of a group one by one, so that a long list does not delay other requests.
-
-    Each prompt becomes pending answers, or the error that it causes, whatever was raised. Reading
-    ends with the first error, unless errors are returned.
-
-    Yields:
-        What the next prompt waits for; None if it can be read now.
-    """
-    group.pending.resume(group.resumed)
-    index = len(group.resumed)
-    for prompt_index, request in enumerate(group.prompts):
-        try:
-            reading = _read_prompt(
-                group, model, background, index=index, prompt_index=prompt_index, max_rows=max_rows
-            )
-            prompt = yield from run_without_exits(reading)
-            if budget is not None:
-                check_memory_budget(prompt.rollout(0), budget)
-        except BaseException as error:
-            if is_for_program(error) or isinstance(error, GeneratorExit):
-                raise
-            outcome = error if isinstance(error, StarsError) else model_failed(error)
-            for offset in range(request.num_answers):
-                group.set_outcome(index + offset, outcome)
-            if not group.return_exceptions:
-                return
-        else:
-            group.pending.add(prompt)
-        index += request.num_answers
-        yield None
-
-
-def unread_prompts(group: RequestGroup) -> None:
-    """Add empty answers to a group that ends before its prompts are read."""
-    group.pending.resume(group.resumed)
-    for prompt in empty_prompts(group):
-        group.pending.add(prompt)
-
-
-def _read_prompt(
+def read_prompt(
     group: RequestGroup,
     model: PromptedModel,
     background: Background,

@@ -17,12 +17,14 @@ from threading import Condition, Event, Thread
 
 from stars_engine.runtime.deadline_results import events_at_deadline
 from stars_engine.runtime.request_group import RequestGroup, missed_deadline_error
+from stars_engine.types import SegmentEvent
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 0.1  # after a deadline, for the engine's thread to answer
 MAX_WAIT_S = 3600.0  # upper bound of a wait, since locks do not accept infinity
-READING_S = 0.05  # for reading the text so far as a message; a tokenizer may hang as well
+READING_S = 0.05  # for reading a text so far as a message; a tokenizer may hang as well
+_READER = "stars-deadline"  # name of threads
 
 
 class Watchdog:
@@ -102,17 +104,45 @@ class Watchdog:
             "A deadline passed while %s; the caller gets what was accepted",
             where_it_is(self._engine_thread()),
         )
+        group.is_taken_over = True
         self._on_missed(group)
-        is_read = Event()
+        reader = _Reader(group)
+        Thread(target=reader.read, name=_READER, daemon=True).start()
+        # A call with very many answers is read for longer, and other calls do not wait for it.
+        if not reader.is_read.wait(READING_S) and not reader.fail_if_stuck():
+            Thread(target=reader.watch, name=_READER, daemon=True).start()
 
-        def read() -> None:
-            events = events_at_deadline(group)
-            is_read.set()
-            group.complete_at_deadline(events)
 
-        Thread(target=read, name="stars-deadline", daemon=True).start()
-        if not is_read.wait(READING_S):
-            group.fail(missed_deadline_error(group))
+class _Reader:
+    """Reads the answers of one call, and fails the call if that hangs."""
+
+    def __init__(self, group: RequestGroup) -> None:
+        self._group = group
+        self._events: dict[int, SegmentEvent] = {}
+        self._num_seen = 0
+        self.is_read = Event()
+
+    def read(self) -> None:
+        """Read all answers and complete the call."""
+        for index, event in events_at_deadline(self._group):
+            self._events[index] = event
+        self.is_read.set()
+        self._group.complete_at_deadline(self._events)
+
+    def fail_if_stuck(self) -> bool:
+        """Fail the call if no answer was read since the last call of this method."""
+        num_read = len(self._events)
+        is_stuck = num_read == self._num_seen
+        self._num_seen = num_read
+        if is_stuck:
+            self._group.fail(missed_deadline_error(self._group))
+        return is_stuck
+
+    def watch(self) -> None:
+        """Wait until all answers are read, or reading hangs."""
+        while not self.is_read.wait(READING_S):
+            if self.fail_if_stuck():
+                return
 
 
 def where_it_is(thread: Thread | None) -> str:

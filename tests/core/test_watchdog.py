@@ -19,6 +19,7 @@ from stars_engine import (
     StarsEngine,
 )
 from stars_engine.backends.base import DraftRequest
+from stars_engine.runtime import watchdog
 from stars_engine.types import RewardInput
 from tests.support.engines import idle, wait_until
 
@@ -126,6 +127,22 @@ def test_a_conversation_that_is_not_read_gets_its_message(
         assert unread.message.content == ""
     part.release.set()
     first.result(timeout=60)
+
+
+def test_all_answers_of_a_large_call_are_given_at_its_deadline(
+    hanging: tuple[StarsEngine, Hanging], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "READING_S", 0.02)  # much less than it takes to read them all
+    mine, part = hanging
+    first = mine.submit("The film", sampling=SAMPLING)
+    assert part.hangs.wait(60)
+    align = ALIGN.replace(deadline_s=0.1)
+    results = mine.generate(["a", "b"], sampling=SAMPLING.replace(n=800), align=align)
+    assert [each.sample_index for each in results] == [*range(800)] * 2
+    assert {each.finish_reason for each in results} == {"deadline"}
+    part.release.set()
+    first.result(timeout=60)
+    wait_until(lambda: mine.stats().num_finished == 1601)
 
 
 def test_closing_returns_while_the_engine_hangs(
