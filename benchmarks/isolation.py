@@ -122,7 +122,7 @@ def heavy_requests() -> dict[str, Callable[[int], dict[str, Any]]]:
         "scores_long": lambda run: {
             "call": "score",
             "prompt": "a",
-            "texts": [f"{run} {i} " + text_of(4000) for i in range(2000)],
+            "texts": [f"{run} {i} " + text_of(3000) for i in range(2000)],
         },
         "scores_short": lambda run: {
             "call": "score",

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import PurePath
 from typing import Any
 
@@ -126,10 +127,11 @@ def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
             if name in known:
                 keys = [key for key in keys if key not in _NAMES]
             found += [
-                f"{name}.{key} is {current.get(key)!r}, not {then.get(key)!r}" for key in keys
+                f"{name}.{key} is {current.get(key)!r:.300}, not {then.get(key)!r:.300}"
+                for key in keys
             ]
         else:
-            found.append(f"{name} is {current!r}, not {then!r}")
+            found.append(f"{name} is {current!r:.300}, not {then!r:.300}")
     return found
 
 
@@ -196,8 +198,11 @@ def _plain(value: Any) -> Any:
     """Return plain values that a file preserves."""
     if isinstance(value, Schema):
         return identity(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Mapping):  # may have an entry for each token
+        return {
+            str(key): item if type(item) is float and isfinite(item) else _plain(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | bool):

@@ -13,6 +13,7 @@ from stars_engine.messages import Chat
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 
 LONG_TEXT = 16_384  # characters of a prompt that is read in the background
+_MAX_BIASES = 524_288  # more than any vocabulary
 _CHARS_PER_STOP = 1000  # on average; a single stop string may be longer
 
 
@@ -115,6 +116,13 @@ def _refusal(sampling: SamplingParams, params: EngineParams) -> StarsError | Non
     ):
         if count > getattr(params, limit):
             return _too_large("SamplingParams", field, limit, count, getattr(params, limit))
+    num_biases = len(sampling.logit_bias or ())
+    if num_biases > _MAX_BIASES:
+        message = (
+            f"{num_biases} entries are too many; allowed: at most {_MAX_BIASES}. Hint: give one "
+            "for each token of the model at most"
+        )
+        return ConfigError("SamplingParams", [Problem("logit_bias", message)])
     num_chars = sum(map(len, sampling.stop))
     most_chars = params.max_stop_strings * _CHARS_PER_STOP
     if num_chars > most_chars:

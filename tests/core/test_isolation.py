@@ -69,6 +69,7 @@ def engine_with(engine: StarsEngine, params: EngineParams, model: Any = None) ->
         (EngineParams(max_stop_strings=2), {"stop": ["a", "b", "c"]}, "stop: 3 is too large"),
         (EngineParams(max_stop_strings=2), {"stop": ["a" * 3000]}, "have 3000 characters"),
         (EngineParams(max_stop_strings=2), {"stop_token_ids": [5] * 3}, "stop_token_ids: 3 is too"),
+        (EngineParams(), {"logit_bias": dict.fromkeys(range(524_289), 1.0)}, "524289 entries"),
         (
             EngineParams(max_grammar_chars=100),
             {"grammar": ChoiceGrammar(choices=["a" * 200])},
