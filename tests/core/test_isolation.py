@@ -36,7 +36,8 @@ from stars_engine import (
 from stars_engine.calibration import settings
 from stars_engine.config import JsonGrammar
 from stars_engine.core.engine_core import EngineCore
-from stars_engine.grammars import Grammars, json_rules
+from stars_engine.grammars import Grammars
+from stars_engine.json_schema.compiling import json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
 from stars_engine.runtime.answers import CheckedPrompt
