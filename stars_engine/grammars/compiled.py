@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.grammars.sources import key_of, source_of
-from stars_engine.grammars.states import (
-    SLOW_S,
-    CompiledGrammar,
-    GrammarState,
-    Readers,
-    read,
-)
+from stars_engine.grammars.states import CompiledGrammar, GrammarState, Readers, read
 from stars_engine.json_schema.compiling import Vocabulary, short_reason
 from stars_engine.threads.background_thread import BackgroundThread
 
@@ -123,7 +117,7 @@ class Grammars:
             num_at_once = min(len(held), readers.num_threads)
             seconds = (time.perf_counter() - started_s) * num_at_once / len(held)
             for grammar in {state.grammar for _, state in held}:
-                grammar.note(seconds)
+                grammar.note_mask(seconds)
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
         ends = [*self._end_ids, *stop_token_ids]
         for row, state in held:
@@ -141,9 +135,7 @@ class Grammars:
             return not state.error and bool(state.matcher.is_accepting())
         started_s = time.perf_counter()
         is_allowed = state.matcher.validate_tokens([token]) == 1
-        seconds = time.perf_counter() - started_s
-        if seconds >= SLOW_S:
-            state.grammar.note(seconds)
+        state.grammar.note(time.perf_counter() - started_s)
         return bool(is_allowed)
 
     def allowed_soon(

@@ -58,7 +58,11 @@ class CompiledGrammar:
         return self._seconds >= SLOW_S
 
     def note(self, seconds: float) -> None:
-        """Note how long a token and the mask after it took."""
+        """Note how long it took to check a token."""
+        self._seconds = max(seconds, self._seconds)
+
+    def note_mask(self, seconds: float) -> None:
+        """Note how long it took to read a token and compute the mask after it."""
         self._seconds = max(seconds, _DECAY * self._seconds)
 
 

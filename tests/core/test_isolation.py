@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -27,6 +28,7 @@ from stars_engine import (
     GenerationError,
     NoSchedule,
     PromptError,
+    RegexGrammar,
     SamplingParams,
     StarsConfig,
     StarsEngine,
@@ -36,7 +38,7 @@ from stars_engine import (
 from stars_engine.calibration import settings
 from stars_engine.config import JsonGrammar
 from stars_engine.core.engine_core import EngineCore
-from stars_engine.grammars import Grammars
+from stars_engine.grammars import Grammars, states
 from stars_engine.json_schema.compiling import json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
@@ -242,6 +244,41 @@ def test_grammars_are_compiled_in_the_background(
         with pytest.raises(ConfigError, match="cannot be used"):
             mine.generate("a", sampling=bad)
     assert threads == ["stars-prepare"] * 2
+
+
+def test_the_engine_lets_others_read_slow_grammars(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments, lookaheads, openings and tokens tried one by one; texts do not depend on it."""
+    readers: list[str] = []
+    read = states.Readers.read
+
+    def recorded(self: Any, unread: Any) -> None:
+        if unread:
+            readers.append(threading.current_thread().name)
+        read(self, unread)
+
+    monkeypatch.setattr(states.Readers, "read", recorded)
+    align = AlignParams(
+        segment_len=3,
+        lookahead=2,
+        num_candidates=3,
+        alternatives=[Alternative(opening="ab", share=0.5)],
+    )
+    grammar = RegexGrammar(pattern="ab[a-z ,.]*")
+    sampling = SamplingParams(seed=3, max_tokens=12, top_k=5, n=3, grammar=grammar)
+    texts = []
+    with engine_with(engine, EngineParams()) as mine:
+        for slow_s in (0.0, math.inf):
+            monkeypatch.setattr(states, "SLOW_S", slow_s)
+            for _ in range(2):  # the grammar is compiled, then known
+                results = mine.generate("a", sampling=sampling, align=align)
+                texts.append([result.text for result in results])
+            if slow_s == 0.0:
+                assert set(readers) == {"stars-prepare", "stars-slow-grammar"}
+    assert "stars-engine" in readers  # quick ones, while tokens are tried
+    assert texts == [texts[0]] * 4
+    assert len(set(texts[0])) > 1
 
 
 def test_a_cancelled_call_is_not_continued_after_its_preparation(
