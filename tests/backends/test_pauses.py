@@ -19,6 +19,7 @@ from stars_engine.protocols import has_members
 from tests.support.backends import DECODERS, Fed, Text, probe_of, random_backend
 
 PLAIN = SamplingParams(temperature=1.0, top_k=None)
+PATTERNS = ("(.|\\n)*", "(.|\\n)+", "(.|\\n){2,99}")
 PROMPT = [1, *range(3, 40)]
 
 
@@ -304,7 +305,7 @@ def test_a_draft_waits_for_the_masks_of_all_its_grammars_in_a_pause(
 ) -> None:
     backend = random_backend("llama", tokenizer)
     text = Text(backend, PROMPT)
-    grammars = [RegexGrammar(pattern=pattern) for pattern in ("a+", "(.|\\n)*", "b+")]
+    grammars = [RegexGrammar(pattern=pattern) for pattern in PATTERNS]
     asked = [text.request([0.3] * 4, PLAIN.replace(grammar=grammar)) for grammar in grammars]
     expected = backend.draft(asked)
     late: list[Future[Any]] = []
