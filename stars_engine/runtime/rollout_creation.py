@@ -158,6 +158,8 @@ def _may_take_long(
     """Whether code that any thread may run must compile a grammar, or read openings with it."""
     if sampling.grammar is None:
         return False
+    if not getattr(model, "has_grammars", True):
+        return True
     grammars = getattr(model, "grammars", None)
     if not isinstance(grammars, Grammars):
         return False

@@ -52,6 +52,7 @@ from stars_engine.tokenization.added_tokens import MarkedEncoder
 from stars_engine.tokenization.codec import Codec
 from stars_engine.tokenization.stop_strings import StopStrings
 from stars_engine.types import RewardInput, RewardPrompt
+from tests.support.backends import random_backend
 from tests.support.engines import NEVER, SHORT, idle, wait_until
 
 PLAIN = AlignParams(schedule=NoSchedule(), num_candidates=1)
@@ -244,6 +245,24 @@ def test_grammars_are_compiled_in_the_background(
         with pytest.raises(ConfigError, match="cannot be used"):
             mine.generate("a", sampling=bad)
     assert threads == ["stars-prepare"] * 2
+
+
+def test_the_vocabulary_is_read_for_grammars_in_the_background(
+    engine: StarsEngine, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    init = Grammars.__init__
+
+    def recorded(self: Grammars, *args: Any) -> None:
+        threads.append(threading.current_thread().name)
+        init(self, *args)
+
+    monkeypatch.setattr(Grammars, "__init__", recorded)
+    sampling = SHORT.replace(grammar=ChoiceGrammar(choices=["one", "two"]))
+    with engine_with(engine, EngineParams(), random_backend("llama", tokenizer)) as mine:
+        mine.generate(["a", "b"], sampling=sampling)
+        mine.generate("c", sampling=sampling)
+    assert threads == ["stars-prepare"]
 
 
 def test_the_engine_lets_others_read_slow_grammars(
