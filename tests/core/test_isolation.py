@@ -35,8 +35,9 @@ from stars_engine import (
     StarsResult,
     StarsWarning,
 )
+from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.calibration import settings
-from stars_engine.config import JsonGrammar
+from stars_engine.config import JsonGrammar, TransformersModel
 from stars_engine.core.engine_core import EngineCore
 from stars_engine.grammars import Grammars, states
 from stars_engine.json_schema.compiling import json_rules
@@ -52,7 +53,6 @@ from stars_engine.tokenization.added_tokens import MarkedEncoder
 from stars_engine.tokenization.codec import Codec
 from stars_engine.tokenization.stop_strings import StopStrings
 from stars_engine.types import RewardInput, RewardPrompt
-from tests.support.backends import random_backend
 from tests.support.engines import NEVER, SHORT, idle, wait_until
 
 PLAIN = AlignParams(schedule=NoSchedule(), num_candidates=1)
@@ -248,7 +248,7 @@ def test_grammars_are_compiled_in_the_background(
 
 
 def test_the_vocabulary_is_read_for_grammars_in_the_background(
-    engine: StarsEngine, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
     init = Grammars.__init__
@@ -259,7 +259,9 @@ def test_the_vocabulary_is_read_for_grammars_in_the_background(
 
     monkeypatch.setattr(Grammars, "__init__", recorded)
     sampling = SHORT.replace(grammar=ChoiceGrammar(choices=["one", "two"]))
-    with engine_with(engine, EngineParams(), random_backend("llama", tokenizer)) as mine:
+    loaded: Any = engine.model
+    model = TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer)
+    with engine_with(engine, EngineParams(), TransformersBackend(model)) as mine:
         mine.generate(["a", "b"], sampling=sampling)
         mine.generate("c", sampling=sampling)
     assert threads == ["stars-prepare"]
