@@ -109,7 +109,7 @@ class Grammars:
         if held:  # the library refuses an empty list
             started_s = time.perf_counter()
             readers = self._lane(states).readers
-            read([state for _, state in held], readers)
+            read([state for _, state in held], readers.read)
             states_of_rows = [(state.matcher, row) for row, state in held]
             readers.executor.unsafe_compute_mask_ptr(
                 states_of_rows, bits.ctypes.data, bits.strides[0], len(bits)

@@ -7,12 +7,14 @@ that; the thread that computes the next mask does, and it lets other threads run
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
 SLOW_S = 0.02  # per token and text
 _DECAY = 0.98  # of the longest time, at each further mask
+
+Unread = Sequence[tuple[Any, Sequence[int]]]  # matchers of the library, and tokens to read
 
 
 class Readers:
@@ -31,7 +33,7 @@ class Readers:
         # is in error, and so does nothing, accompanies each.
         self._companion = library.LLMatcher(tokenizer, "", log_level=0)
 
-    def read(self, unread: Sequence[tuple[Any, Sequence[int]]]) -> None:
+    def read(self, unread: Unread) -> None:
         """Let matchers read their tokens, each in order."""
         companion = self._companion.deep_copy()
         for place in range(max((len(tokens) for _, tokens in unread), default=0)):
@@ -110,7 +112,9 @@ class GrammarState:
     @property
     def matcher(self) -> Any:
         """The library's state, after all tokens."""
-        read([self], self.grammar.readers)
+        if self.unread or self.origin is not None:
+            grammar = self.grammar
+            read([self], grammar.readers.read if grammar.is_slow else read_quickly)
         return self.own_matcher
 
     @property
@@ -119,19 +123,30 @@ class GrammarState:
         return str(self.matcher.get_error()).partition("\n<state>")[0].strip()
 
 
-def read(states: Iterable[GrammarState], readers: Readers) -> None:
-    """Let states read the tokens that were added to their texts, in parallel."""
+def read_quickly(unread: Unread) -> None:
+    """Let matchers read their tokens; other threads wait, which is quicker for few tokens."""
+    for matcher, tokens in unread:
+        for token in tokens:
+            matcher.consume_token(token)
+
+
+def read(states: Iterable[GrammarState], read_tokens: Callable[[Unread], None]) -> None:
+    """Let states read the tokens that were added to their texts, and their origins before.
+
+    Args:
+        states: The states.
+        read_tokens: Lets matchers read.
+    """
     by_grammar: dict[CompiledGrammar, list[GrammarState]] = {}
     for state in states:
-        if state.origin is not None or state.unread:
+        if state.unread or state.origin is not None:
             by_grammar.setdefault(state.grammar, []).append(state)
     for grammar, held in by_grammar.items():
         with grammar.lock:
-            _read(held, readers)
+            _read(held, read_tokens)
 
 
-def _read(states: Iterable[GrammarState], readers: Readers) -> None:
-    """Read the tokens of states of one grammar, and first those of their origins."""
+def _read(states: Iterable[GrammarState], read_tokens: Callable[[Unread], None]) -> None:
     levels = [list(dict.fromkeys(states))]
     while origins := [state.origin for state in levels[-1] if state.origin is not None]:
         levels.append(list(dict.fromkeys(origins)))
@@ -139,6 +154,6 @@ def _read(states: Iterable[GrammarState], readers: Readers) -> None:
         for state in level:
             if state.origin is not None:
                 state.own_matcher, state.origin = state.origin.own_matcher.deep_copy(), None
-        readers.read([(state.own_matcher, state.unread) for state in level if state.unread])
+        read_tokens([(state.own_matcher, state.unread) for state in level if state.unread])
         for state in level:
             state.unread = []

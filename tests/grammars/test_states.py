@@ -45,9 +45,13 @@ def mask_after(matcher: Any) -> list[bool]:
     return flags
 
 
+@pytest.mark.parametrize("slow_s", [0.0, math.inf])
 @pytest.mark.parametrize("grammar", RECIPES)
-def test_states_equal_those_that_read_each_token_at_once(grammar: Grammar) -> None:
+def test_states_equal_those_that_read_each_token_at_once(
+    grammar: Grammar, slow_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tokens are added, states forked and asked about in random order, also with wrong tokens."""
+    monkeypatch.setattr(states, "SLOW_S", slow_s)
     grammars, rng = byte_grammars(), random.Random(1)
     num_errors = 0
     for _ in range(4):
@@ -88,6 +92,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.extend(len(tokens) for _, tokens in unread)
         read(self, unread)
 
+    monkeypatch.setattr(states, "SLOW_S", 0.0)
     monkeypatch.setattr(states.Readers, "read", counted)
     return lengths
 
