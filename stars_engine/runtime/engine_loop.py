@@ -151,8 +151,7 @@ class EngineLoop:
 
     def _step(self, core: EngineCore | None) -> float | None:
         """Run one step, and return its seconds; None if there is no work, or if a model fails."""
-        started_s = time.monotonic()
-        self._is_busy = core is not None and core.has_work()
+        started_s, self._is_busy = time.monotonic(), core is not None and core.has_work()
         try:
             events = [] if core is None else core.step()
         except BaseException as error:  # noqa: BLE001 - `_recover` reports it
@@ -179,7 +178,8 @@ class EngineLoop:
         """Check deadlines if due; return how long to wait for messages, 0 if there is work."""
         has_work = any(each.has_work for each in (self._inputs, self._slices, self._scores))
         if not has_work and not (self._core and self._core.has_work()):
-            return self._check_deadlines()
+            wait_s = self._check_deadlines()
+            return 0.0 if self._slices.has_work else wait_s
         if time.monotonic() >= self._next_check_s:
             self._check_deadlines()
         return 0.0
