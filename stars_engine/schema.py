@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stars_engine.near_names import near_name
 from stars_engine.nesting import MAX_DEPTH, is_deeper
 from stars_engine.problems import HINT, ConfigError, Problem
 from stars_engine.redaction import (
@@ -262,8 +262,8 @@ def _explain_unknown(cls: type[BaseModel], name: str, given: str) -> str:
     if issubclass(cls, Schema) and name in cls.hints:
         return f"unknown field; {cls.hints[name]}"
     known = list(cls.model_fields)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else "remove it, or use one of these"
+    near = near_name(name, known)
+    hint = f"did you mean `{near}`?" if near else "remove it, or use one of these"
     return f"unknown field with the value {given}; known fields: {', '.join(known)}. {HINT}{hint}"
 
 

@@ -115,6 +115,26 @@ def _name_options(model: str | None, reward: str | None) -> None:
             messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
 
 
+def check_judge(option: str | None, judge: RewardConfig | None, *, name: str = "") -> None:
+    """Check the judge of an option before anything is loaded; let errors name the option.
+
+    Args:
+        option: The value of --judge.
+        judge: The reward that it means.
+        name: What stands before the value, such as "NAME=".
+
+    Raises:
+        ModelLoadError: A function cannot be imported, or a directory does not exist.
+    """
+    if option is None or judge is None:
+        return
+    from stars_engine.rewards.loading import check_reward
+
+    for field in ("name_or_path", "function"):
+        messages.phrases[f"{field}={option!r}"] = f"--judge {name}{option}"
+    check_reward(judge)
+
+
 def check_preset(name: str, allowed: Sequence[str] = PRESET_NAMES) -> str:
     """Return the name of a preset unchanged.
 

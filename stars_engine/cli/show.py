@@ -65,10 +65,10 @@ def _print(console: Console, result: StarsResult, *, attempts: bool) -> None:
     text = Text()
     if result.id is not None:
         text.append(f"{_shown(str(result.id))}  ", style="bold")
-    if isinstance(result.prompt, str):
-        text.append(_shown(result.prompt), style="dim")
-    elif result.prompt is not None:
-        text.append(f"{_shown(result.prompt.messages[-1].content)}\n", style="dim")
+    if result.prompt is not None:
+        asked = result.prompt
+        shown = asked if isinstance(asked, str) else asked.messages[-1].content
+        text.append(f"{_shown(shown)}\n", style="dim")
     scale = scale_of(result)
     for segment in result.segments:
         margin = margin_of(segment)

@@ -122,7 +122,10 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--beta", "-1"], ["beta", "-1", ">= 0"]),
+        (["--beta", "-1"], ["--beta", "-1", ">= 0"]),
+        (["--temperature", "-1"], ["--temperature: -1.0", ". --temperature: temperature of"]),
+        (["--seed", "-1"], ["--seed: -1", "< 9223372036854775808. --seed", "without one, a new"]),
+        (["--schedule", "nowhere.yaml"], ["No such file or directory. Hint: check the path"]),
         (["--on-exhausted", "hope"], ["'hope'", "'best'"]),
         (["--threshold", "1", "--target", "2"], ["--threshold", "--target"]),
         (["--initial", "1"], ["--target"]),

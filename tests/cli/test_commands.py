@@ -168,7 +168,7 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
         assert segment.text in run.stdout
         for attempt in segment.attempts:
             assert repr(attempt.text) in run.stdout
-    for word in ("x-1", "The plot", f"{result.usage.num_drafted_tokens} drafted"):
+    for word in ("x-1  The plot\n", f"{result.usage.num_drafted_tokens} drafted"):
         assert word in run.stdout
     refused = result.replace(segments=(), abandoned_attempts=result.segments[0].attempts)
     write_jsonl([refused], trace)
@@ -179,6 +179,9 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
     page = tmp_path / "trace.html"
     assert CliRunner().invoke(app, ["show", str(trace), "--html", str(page)]).exit_code == 0
     assert "x-1" in page.read_text()
+    (tmp_path / "other.txt").write_text("nothing of this kind\n")
+    other = CliRunner().invoke(app, ["show", str(tmp_path / "other.txt")])
+    assert "Hint: give what --trace or --json wrote" in str(other.exception)
     refused = CliRunner().invoke(app, ["show", str(trace), "--html", "page.txt"])
     assert refused.exit_code != 0
 
