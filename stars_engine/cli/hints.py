@@ -20,7 +20,10 @@ _PHRASES = (
     (re.compile(r"AlignParams\(preset='(\w+)'\)"), r"--preset \1"),
     (re.compile(r"use AutoSchedule\(\)"), "use --preset best"),
     (re.compile(r"AutoSchedule\(([a-z_]+)=([\w.]+)\)"), r"\1=\2"),
-    (re.compile(r"\b(?:AlignParams|SamplingParams|StarsConfig)(?:\(\.\.\.\))?(: )"), ""),
+    (
+        re.compile(r"\b(?:AlignParams|SamplingParams|ServerParams|StarsConfig)(?:\(\.\.\.\))?(: )"),
+        "",
+    ),
 )
 _QUOTES = "'\"`"
 # Fields that are no words of English, so that they mean the field wherever they stand.

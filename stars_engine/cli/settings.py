@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from stars_engine.cli.messages import messages
+from stars_engine.cli.progress import Wait
 from stars_engine.config import AlignParams, ModelConfig, RewardConfig, StarsConfig
 from stars_engine.config.presets import PRESET_NAMES, preset
 from stars_engine.config.root import embedded_align
@@ -128,11 +129,12 @@ def check_judge(option: str | None, judge: RewardConfig | None, *, name: str = "
     """
     if option is None or judge is None:
         return
-    from stars_engine.rewards.loading import check_reward
-
     for field in ("name_or_path", "function"):
         messages.phrases[f"{field}={option!r}"] = f"--judge {name}{option}"
-    check_reward(judge)
+    with Wait(f"checking --judge {name}{option}"):
+        from stars_engine.rewards.loading import check_reward
+
+        check_reward(judge)
 
 
 def check_preset(name: str, allowed: Sequence[str] = PRESET_NAMES) -> str:

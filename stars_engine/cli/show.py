@@ -17,6 +17,7 @@ from stars_engine.cli.output import visible
 from stars_engine.display.results import (
     facts_of,
     margin_of,
+    prompt_of,
     rejected_of,
     rejection_of,
     results_page,
@@ -65,10 +66,10 @@ def _print(console: Console, result: StarsResult, *, attempts: bool) -> None:
     text = Text()
     if result.id is not None:
         text.append(f"{_shown(str(result.id))}  ", style="bold")
-    if result.prompt is not None:
-        asked = result.prompt
-        shown = asked if isinstance(asked, str) else asked.messages[-1].content
-        text.append(f"{_shown(shown)}\n", style="dim")
+    if isinstance(result.prompt, str):
+        text.append(_shown(prompt_of(result)), style="dim")
+    elif result.prompt is not None:
+        text.append(f"{_shown(result.prompt.messages[-1].content)}\n", style="dim")
     scale = scale_of(result)
     for segment in result.segments:
         margin = margin_of(segment)

@@ -70,8 +70,7 @@ def train_guide_command(
     prompts = None if prompts_file is None else read_prompts(prompts_file)
     if (out / "report.json").exists():
         messages.say(
-            f"{out} holds a value head: its samples are used again, and judging and fitting are "
-            "repeated"
+            f"{out} holds a guide: its samples are used again, and judging and fitting are repeated"
         )
     with loaded(settings) as (engine, wait), bars(TimeRemainingColumn()) as advance:
         from stars_engine.guides.train import train_guide

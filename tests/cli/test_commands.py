@@ -168,7 +168,7 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
         assert segment.text in run.stdout
         for attempt in segment.attempts:
             assert repr(attempt.text) in run.stdout
-    for word in ("x-1  The plot\n", f"{result.usage.num_drafted_tokens} drafted"):
+    for word in ("x-1  The plot", f"{result.usage.num_drafted_tokens} drafted"):
         assert word in run.stdout
     refused = result.replace(segments=(), abandoned_attempts=result.segments[0].attempts)
     write_jsonl([refused], trace)
@@ -237,6 +237,7 @@ main()
         (["generate", "x"], "loading stars:embedded-lm"),
         (["calibrate"], "loading stars:embedded-lm"),
         (["train-guide"], "loading stars:embedded-lm"),
+        (["train-guide", "--judge", "./judge"], "checking --judge ./judge"),
         (["demo"], "STARS demo"),
         (["doctor"], "transformers"),
         (["serve", "--port", "0"], "starting the server"),
