@@ -18,6 +18,6 @@ def near_name(name: str, known: Collection[str]) -> str | None:
         return near[0]
     if len(name) < 3:
         return None
-    begun = [other for other in known if other.startswith(name)]
-    longer = begun or [other for other in known if name in other.split("_")]
+    longer = [other for other in known if other.startswith(name)]
+    longer = longer or [other for other in known if name in other.split("_")]
     return longer[0] if len(longer) == 1 else None

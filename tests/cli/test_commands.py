@@ -254,3 +254,22 @@ def test_commands_say_something_before_they_import_what_takes_long(
     )
     assert run.returncode == 9, run.stderr
     assert words in run.stdout + run.stderr
+
+
+def test_a_second_fit_says_that_it_repeats_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: object) -> None:
+        raise InterruptedError
+
+    said: list[str] = []
+    monkeypatch.setattr(messages, "say", said.append)
+    monkeypatch.setattr("stars_engine.cli.train_guide.loaded", stop)
+    for expected in (
+        [],
+        [f"{tmp_path} holds a guide: its samples are used again, and judging and"],
+    ):
+        run = CliRunner().invoke(app, ["train-guide", "--out", str(tmp_path)])
+        assert isinstance(run.exception, InterruptedError)
+        assert [text.partition(" fitting")[0] for text in said] == expected
+        (tmp_path / "report.json").write_text("{}")
