@@ -130,6 +130,19 @@ def test_the_config_of_a_report_runs_the_same_evaluation(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_report_shows_trust_as_advice_and_tables(folder: Path) -> None:
+    recipe = yaml.safe_load(RECIPE) | {"trust": {"num_prompts": 4, "num_answers": 4}}
+    del recipe["arms"]["blockwise"]
+    (folder / "trust.yaml").write_text(yaml.safe_dump(recipe))
+    run("compare", "--recipe", "trust.yaml", "--out", "out")
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count("<pre") == 1  # the recipe
+    assert "<ul><li>" in page
+    assert "<th>segment_len</th><th class='number'>advantage" in page
+    assert "&lt;th" not in page
+
+
+@pytest.mark.slow
 def test_a_sweep_reports_the_chosen_combination(folder: Path) -> None:
     run("sweep", "segment_len=4,6", "schedule.budget=1.5", "--recipe", "small.yaml", "--out", "out")
     report = json.loads((folder / "out" / "report.json").read_text())
