@@ -25,7 +25,7 @@ from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.json_schema import SPACED, Layout
 from stars_engine.json_schema.compiling import OPTIONS, Vocabulary, json_rules, short_reason
-from stars_engine.threads.background_thread import BackgroundThread
+from stars_engine.threads.background_threads import BackgroundThreads
 
 _MAX_KEPT = 64  # compiled grammars
 # The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
@@ -81,7 +81,7 @@ class Grammars:
         )
         # Rows are computed in parallel; the default leaves a fifth of the processors idle.
         self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
-        self._background = BackgroundThread("stars-grammar")
+        self._background = BackgroundThreads("grammar")
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
         self._known: OrderedDict[int, tuple[Grammar, GrammarState]] = OrderedDict()  # by identity
         self._lock = Lock()

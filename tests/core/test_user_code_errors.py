@@ -35,9 +35,9 @@ from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.offline import stars
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.runtime.engine_loop import EngineLoop
-from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
+from stars_engine.threads.worker_pool import Task, WorkerPool
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput
 from tests.support.rollouts import make_rollout
