@@ -41,7 +41,8 @@ def received(connection: socket.socket) -> bytes:
 def test_heads_and_bodies_that_do_not_arrive_in_time() -> None:
     with serving({"chat": random_chat()}, receive_timeout_s=0.2) as running:
         body = json.dumps(REQUEST).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode()
+        head += f"Content-Length: {len(body)}\r\n\r\n".encode()
         with connect(running) as idle, connect(running) as half, connect(running) as used:
             half.sendall(GET)
             used.sendall(GET + b"\r\n")
@@ -50,7 +51,7 @@ def test_heads_and_bodies_that_do_not_arrive_in_time() -> None:
             assert received(idle) == received(half) == b""
             assert b"HTTP" not in received(used)
         with connect(running) as connection:
-            connection.sendall(head.encode() + body[:-1])
+            connection.sendall(head + body[:-1])
             answer = received(connection)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code":"request_timeout"' in answer
