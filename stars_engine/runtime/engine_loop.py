@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 DEADLINE_CHECK_S = 0.02  # between two checks of deadlines, while there is work
 LOOP_CHECK_S = 1.0  # between two checks whether an event loop is closed, without work
 MAX_WAIT_S = 3600.0  # upper bound of a wait, since locks do not accept infinity
-NUM_PREPARING = 2  # threads that tokenize long prompts and compile grammars
 MAX_FAILURES = 10  # consecutive failures without a request before the engine ends
 
 
@@ -71,7 +70,7 @@ class EngineLoop:
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_first_admitted, group))
         )
-        self.background = BackgroundThreads("prepare", NUM_PREPARING, lambda: self._is_busy)
+        self.background = BackgroundThreads("prepare", max_workers=2, is_busy=lambda: self._is_busy)
         self._inputs = InputProcessor(
             self.admission,
             self.get_models,
