@@ -173,16 +173,7 @@ class _NoNumber:
 @cache
 def _is_number(cls: type[BaseModel], name: str) -> bool:
     """Whether a field is a number and not also a boolean."""
-    parts = (
-        list(_union_parts(cls.model_fields[name].annotation)) if name in cls.model_fields else []
-    )
-    kinds = set()
-    while parts:
-        part = parts.pop()
-        if typing.get_origin(part) is typing.Annotated:
-            parts += _union_parts(typing.get_args(part)[0])
-        else:
-            kinds.add(part)
+    kinds = set(_flat_parts(cls.model_fields.get(name)))
     return bool(kinds & {int, float}) and bool not in kinds
 
 
@@ -305,6 +296,18 @@ def _union_parts(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
+def _flat_parts(field: FieldInfo | None) -> list[Any]:
+    """Return the types that a field may have, without annotations."""
+    parts, flat = list(_union_parts(field.annotation)) if field else [], []
+    while parts:
+        part = parts.pop(0)
+        if typing.get_origin(part) is typing.Annotated:
+            parts += _union_parts(typing.get_args(part)[0])
+        else:
+            flat.append(part)
+    return flat
+
+
 def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
     arguments = typing.get_args(annotation)
     filled = any(isinstance(info, MinLen) and info.min_length > 0 for info in metadata)
@@ -334,15 +337,8 @@ def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 def _kinds(field: FieldInfo | None) -> str:
     """List the kinds of a tagged union, including optional and annotated ones."""
-    parts = list(_union_parts(field.annotation)) if field else []
-    names = []
-    while parts:
-        part = parts.pop(0)
-        if typing.get_origin(part) is typing.Annotated:
-            parts += _union_parts(typing.get_args(part)[0])
-        elif hasattr(part, "model_fields"):
-            names.append(part.model_fields["kind"].default)
-    return ", ".join(names)
+    models = [part for part in _flat_parts(field) if hasattr(part, "model_fields")]
+    return ", ".join(model.model_fields["kind"].default for model in models)
 
 
 def _shorten(value: Any) -> str:
