@@ -34,6 +34,8 @@ class Machine(NamedTuple):
         reward: Each reward of it.
         hop: A message between client and server.
         noise: Standard deviation of the logarithm of durations.
+        load: Likewise, of a factor on all durations that changes every five seconds, as on a
+            machine with other work.
     """
 
     step: float = 16.5
@@ -43,6 +45,7 @@ class Machine(NamedTuple):
     reward: float = 30.0
     hop: float = 4.0
     noise: float = 0.1
+    load: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +82,7 @@ class Simulation:
         self._streams = streams
         self._random = Random(seed)
         self._now, self._num_events = 0.0, 0
+        self._slowness, self._slow_until = 1.0, 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._flights: dict[int, _Flight] = {}
         self._new: list[_Flight] = []
@@ -106,7 +110,10 @@ class Simulation:
         heapq.heappush(self._events, (self._now + duration, self._num_events, event))
 
     def _noisy(self, duration: float) -> float:
-        return duration * self._random.lognormvariate(0, self._machine.noise)
+        if self._now >= self._slow_until:
+            self._slow_until = self._now + 5000
+            self._slowness = self._random.lognormvariate(0, self._machine.load)
+        return duration * self._slowness * self._random.lognormvariate(0, self._machine.noise)
 
     def _launch(self, answer: int) -> None:
         others = [each.count for each in self._flights.values()]

@@ -54,6 +54,20 @@ def test_the_line_is_found() -> None:
     assert costs.curve(16)(16) == pytest.approx(2.0 + 1.6 + 0.3, rel=0.1)
 
 
+def test_cheap_candidates_are_not_assumed_far_beyond_what_was_seen() -> None:
+    costs = noted(fixed=5.0, load=0.0, own=0.0)
+    curve = costs.curve(4)
+    assert curve(30) - curve(16) < 0.5
+    assert curve(200) - curve(100) > 0.05 * 5.0 * 10
+
+
+def test_noisy_times_outweigh_the_assumption_later() -> None:
+    rng, costs = Random(0), LoadCosts()
+    for index in range(6):
+        costs.note(8 + index, 2, 2.0 * rng.lognormvariate(0, 0.7) / (1 + index))
+    assert costs.candidate_s(4) > 0  # although each of these was quicker than the one before
+
+
 def test_a_candidate_never_saves_time() -> None:
     costs = noted(fixed=5.0, load=-0.1, own=0.0)
     assert costs.candidate_s(4) == 0

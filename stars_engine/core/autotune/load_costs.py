@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _SLOPE = 0.12  # assumed cost of a further candidate, as a share of the time without candidates
-_PRIOR = 4.0  # weight of the assumption, as a sum of squared deviations of the load
+_PRIOR = 4.0  # least weight of the assumption, as a sum of squared deviations of the load
 _FADING = 1 - 1 / 64  # weight of a verdict, relative to the next one
+_KNOWN = 2.0  # times the mean load; beyond it, candidates cost at least what is assumed
 _LEAST_FIXED = 0.02  # share of the mean time that does not depend on candidates, at least
 
 
@@ -43,7 +44,7 @@ class LoadCosts:
     def __init__(self) -> None:
         self._weight = 0.0
         self._means = [0.0, 0.0, 0.0]  # load, own, seconds
-        self._products = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]  # load and own with each; weighted sums
+        self._products = [[0.0] * 3 for _ in range(3)]  # weighted sums of products of deviations
 
     def note(self, load: float, own: int, seconds: float) -> None:
         """Record a verdict.
@@ -60,7 +61,7 @@ class LoadCosts:
             mean + each / self._weight for mean, each in zip(self._means, before, strict=True)
         ]
         after = [value - mean for value, mean in zip(values, self._means, strict=True)]
-        for row, first in zip(self._products, before, strict=False):
+        for row, first in zip(self._products, before, strict=True):
             for index, second in enumerate(after):
                 row[index] = row[index] * _FADING + first * second
 
@@ -77,7 +78,9 @@ class LoadCosts:
     def curve(self, num_requests: int) -> Callable[[int], float]:
         """Return the expected seconds per token, by the candidates of all requests under way."""
         fixed_s, candidate_s = self._fixed_s(), self.candidate_s(num_requests)
-        return lambda count: fixed_s + candidate_s * count
+        unknown_s = max(0.0, self._assumed - candidate_s)
+        known = _KNOWN * self._means[0]
+        return lambda count: fixed_s + candidate_s * count + unknown_s * max(0.0, count - known)
 
     def _fixed_s(self) -> float:
         """Return the seconds without any candidates, per token."""
@@ -91,11 +94,18 @@ class LoadCosts:
         """Return the seconds of a candidate in the load, and of an own one beyond that."""
         if not self._weight:
             return _SLOPE, 0.0
-        mean_load, _, mean_s = self._means
-        assumed = _SLOPE * mean_s / (1 + _SLOPE * mean_load)
-        (load, both, load_s), (_, own, own_s) = self._products
-        load, own, load_s = load + _PRIOR, own + _PRIOR, load_s + _PRIOR * assumed
+        assumed = self._assumed
+        (load, both, load_s), (_, own, own_s), (_, _, square_s) = self._products
+        # The noisier the times, the more verdicts it takes to outweigh the assumption.
+        unexplained = square_s - 2 * assumed * load_s + assumed**2 * load
+        prior = max(_PRIOR, unexplained / self._weight / assumed**2)
+        load, own, load_s = load + prior, own + prior, load_s + prior * assumed
         determinant = load * own - both * both  # positive, because of the prior
         slope = (load_s * own - own_s * both) / determinant
         own_slope = (own_s * load - load_s * both) / determinant
         return max(slope, 0.0), max(own_slope, 0.0)
+
+    @property
+    def _assumed(self) -> float:
+        mean_load, _, mean_s = self._means
+        return _SLOPE * mean_s / (1 + _SLOPE * mean_load) if self._weight else _SLOPE
