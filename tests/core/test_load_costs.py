@@ -115,7 +115,7 @@ class AnsweringModel(TabularModel):
 
 
 class RecordingTuner(CandidateAutotuner):
-    """Gives each request three candidates, and records what it is told."""
+    """Gives each request three candidates, and records its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
