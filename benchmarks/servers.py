@@ -115,6 +115,11 @@ def report(found: dict[Arm, list[Measured]]) -> None:
             plain = runs
         pairs = list(zip(runs, plain, strict=True))
         ratios = [run.per_second / base.per_second for run, base in pairs]
+        counts = (
+            f"{median(run.num_drafted for run in runs):.2f}",
+            f"{median(run.num_calls * SEGMENT_LEN / run.tokens for run in runs):.2f}",
+            f"{median(run.hit_rate for run in runs):.0%}",
+        )
         cells = [
             f"{arm.streams} | {arm.prompt_len}",
             "" if arm.acceptance is None else f"{arm.acceptance:g}",
@@ -122,9 +127,7 @@ def report(found: dict[Arm, list[Measured]]) -> None:
             f"{median(run.per_second for run in runs):.1f}",
             f"{median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}",
             f"{median(run.per_cpu_second / base.per_cpu_second for run, base in pairs):.2f}",
-            f"{median(run.num_drafted for run in runs):.2f}",
-            f"{median(run.num_calls * SEGMENT_LEN / run.tokens for run in runs):.2f}",
-            f"{median(run.hit_rate for run in runs):.0%}",
+            *(counts if arm.name != "plain" else ("", "", "")),
             f"{median(run.client_cpu_s / run.seconds for run in runs):.0%}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
