@@ -268,16 +268,15 @@ class Arms:
         """
         text, num_kept = self._model.codec.decode(prompt), 0
         count = 4 if arm.candidates == "auto" else arm.candidates
-        while num_kept < self._length:
+        while num_kept < self._length and window.measured is None:
             drafts = await asyncio.gather(*(self._draft_text(text) for _ in range(count)))
             await self._score_texts([text + draft for draft in drafts])
             accepted = np.flatnonzero(self._random.random(count) < (arm.acceptance or 1))
             if len(accepted):
                 text += drafts[accepted[0]]
                 num_kept += SEGMENT_LEN
-                if window.note(SEGMENT_LEN):
-                    return True
-        return False
+                window.note(SEGMENT_LEN)
+        return window.measured is not None
 
     async def _draft_text(self, text: str) -> str:
         body = {
