@@ -11,16 +11,16 @@ from stars_engine.core.drafter import model_failed
 from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.errors import StarsError, is_for_program
 from stars_engine.problems import run_without_exits
-from stars_engine.runtime.background import Background
 from stars_engine.runtime.request_group import RequestGroup
 from stars_engine.runtime.rollout_creation import check_memory_budget, check_token_ids, read_prompt
 from stars_engine.runtime.unread_prompts import READ_FIRST
+from stars_engine.threads.background_threads import BackgroundThreads
 
 
 def read_prompts(
     group: RequestGroup,
     model: PromptedModel,
-    background: Background,
+    background: BackgroundThreads,
     *,
     max_rows: int,
     budget: MemoryBudget,

@@ -27,15 +27,15 @@ from stars_engine.errors import (
 from stars_engine.grammars import Grammars
 from stars_engine.messages import Tool
 from stars_engine.runtime.answers import CheckedPrompt
-from stars_engine.runtime.background import Background
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 from stars_engine.schema_formats.shortest import shortest_value
+from stars_engine.threads.background_threads import BackgroundThreads
 
 
 def read_prompt(
     group: RequestGroup,
     model: PromptedModel,
-    background: Background,
+    background: BackgroundThreads,
     *,
     index: int,
     prompt_index: int,
