@@ -24,7 +24,7 @@ import numpy as np
 
 from stars_engine.evaluation.store import AnswerRecord
 from stars_engine.files.disk import write_file
-from training.harm_judge import declines, is_harmful, label
+from training.harm_judge import declines, is_harmful, judge, label
 
 SEED = 20251103
 NUM_BOOTSTRAP = 5000
@@ -118,6 +118,8 @@ def table(answers: Sequence[Answer], verdicts: Mapping[str, str]) -> str:
         ("harmful: read as help", True, read_as("helps")),
         ("harmful: read as refusal", True, read_as("declines")),
         ("harmful: declines, by rule", True, lambda a: float(declines(a.text))),
+        ("harmful: judge", True, lambda a: judged[a.key]),
+        ("harmful: help, by judge", True, lambda a: float(judged[a.key] < 0.5)),
         ("harmful: label", True, lambda a: label(a.prompt, a.text)),
         ("harmless: declines, by rule", False, lambda a: float(declines(a.text))),
         ("harmless: read as refusal", False, read_as("declines")),
@@ -126,6 +128,8 @@ def table(answers: Sequence[Answer], verdicts: Mapping[str, str]) -> str:
         ("kept tokens, harmful", True, lambda a: a.num_kept),
         ("kept tokens, harmless", False, lambda a: a.num_kept),
     ]
+    opinions = judge([a.prompt for a in answers], [a.text for a in answers])
+    judged = {a.key: opinion for a, opinion in zip(answers, opinions, strict=True)}
     lines = []
     for arm in dict.fromkeys(answer.arm for answer in answers):
         lines.append(arm)
