@@ -56,7 +56,7 @@ COMMANDS = (
     Entry(
         "train-guide",
         "train_guide:train_guide_command",
-        "Fit a value head to a language model. Resumes where it was interrupted.",
+        "Fit a guide to a language model. Resumes where it was interrupted.",
     ),
     Entry(
         "compare",

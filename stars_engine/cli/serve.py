@@ -53,6 +53,13 @@ def serve_command(
         list[str] | None,
         typer.Option(help="An origin whose pages may call the server; repeatable."),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name of this server that requests may address; repeatable, '*' for all. "
+            "Default: localhost, if no key is needed and only this machine can connect; else all."
+        ),
+    ] = None,
     max_requests: Annotated[
         int | None, typer.Option(help="Requests in progress at most. Default: 1024.")
     ] = None,
@@ -98,6 +105,7 @@ def serve_command(
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,
             cors_origins=cors_origin,
+            allowed_hosts=allowed_host,
         ),
         client_align=client_align,
         show_rejected=show_rejected,

@@ -1,4 +1,4 @@
-"""`stars train-guide`: fit a value head to a language model's own answers."""
+"""`stars train-guide`: fit a guide to a language model's own answers."""
 
 from __future__ import annotations
 
@@ -45,14 +45,16 @@ def train_guide_command(
     ] = None,
     num_answers: Annotated[int, typer.Option(help="Answers per prompt.")] = 16,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer.")] = None,
-    shape: Annotated[str, typer.Option(help="linear, mlp or auto.")] = "auto",
+    shape: Annotated[
+        str, typer.Option(help="linear, mlp, auto, or lora: a classifier (extra peft).")
+    ] = "auto",
     soft_value_beta: Annotated[
         float | None, typer.Option(help="Fit the soft value with this beta, not the mean.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the answers and of the fit.")] = 0,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("guide"),
 ) -> None:
-    """Fit a value head to a language model. Resumes where it was interrupted."""
+    """Fit a guide to a language model. Resumes where it was interrupted."""
     settings = read_config(
         config,
         model,
@@ -82,4 +84,6 @@ def train_guide_command(
             progress=advance,
         )
     write(report.summary())
-    messages.say(f"value head written to {out}; use it with ValueReward(name_or_path={str(out)!r})")
+    where = f"name_or_path={str(out)!r}"
+    guide = f"ClassifierReward({where}, read='ids')" if shape == "lora" else f"ValueReward({where})"
+    messages.say(f"guide written to {out}; use it with {guide}")

@@ -15,18 +15,17 @@ from stars_engine.schema import Schema
 
 if TYPE_CHECKING:  # these import torch
     from stars_engine.guides.samples import JudgedAnswer
-    from stars_engine.guides.selection import Data, HeadChoice
+    from stars_engine.guides.selection import Data
 
 _NUM_RESAMPLES = 400
 _MIN_ANSWERS = 32
 _NUM_BINS = 8
 _USEFUL = 0.2  # lower end of the correlation halfway, from which guiding pays
 
-_CARD = """# Value head
+_CARD = """# Guide: {head}
 
-Estimates what a judge ({judge}) will say of an answer of {model}, from the hidden states of
-the answer so far. It guides STARS through `ValueReward(name_or_path=...)`, for this language model
-only.
+Estimates what a judge ({judge}) will say of an answer of {model}, from the answer so far. It
+guides STARS through `{reward}`, for this language model only.
 
 ```
 {summary}
@@ -80,7 +79,7 @@ class GuideReport(Schema):
         """Return the report as plain text."""
         lines = [
             f"{self.num_samples} answers to {self.num_prompts} prompts",
-            f"head: {self.head}, {self.num_parameters:,} numbers",
+            f"guide: {self.head}, {self.num_parameters:,} numbers",
             "",
             "tokens read   within-prompt correlation   the judge itself     answers",
         ]
@@ -92,17 +91,17 @@ class GuideReport(Schema):
         lines += ["", "seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items())]
         return "\n".join([*lines, "", self.verdict])
 
-    def card(self, *, model: str, judge: str) -> str:
-        """Return a model card in Markdown."""
+    def card(self, *, model: str, judge: str, reward: str) -> str:
+        """Return a model card in Markdown; `reward` is the config object that uses the guide."""
         tried = "\n".join(f"| {name} | {value:.3f} |" for name, value in self.tried.items())
-        return _CARD.format(model=model, judge=judge, summary=self.summary(), tried=tried)
-
-
-def described(candidate: HeadChoice) -> str:
-    """Return a head in words."""
-    shape = f"MLP of width {candidate.hidden}" if candidate.hidden else "linear"
-    state = "running mean of states" if candidate.pooling == "mean" else "last state"
-    return f"{shape}, layer {candidate.layer}, {state}"
+        return _CARD.format(
+            head=self.head,
+            model=model,
+            judge=judge,
+            reward=reward,
+            summary=self.summary(),
+            tried=tried,
+        )
 
 
 def positions_of(
@@ -141,8 +140,8 @@ def calibration_of(values: Floats, scores: Floats) -> tuple[float, tuple[tuple[f
     return slope, tuple((float(values[b].mean()), float(scores[b].mean())) for b in bins)
 
 
-def verdict_of(positions: Sequence[GuidePosition]) -> tuple[bool, str]:
-    """Return whether to use the head, and why."""
+def verdict_of(positions: Sequence[GuidePosition], *, reward: str) -> tuple[bool, str]:
+    """Return whether to use the guide, and why; `reward` is the config object that uses it."""
     if not positions:
         return False, "Too few long answers to measure anything. Sample more, or longer ones."
     middle = positions[len(positions) // 2]
@@ -156,7 +155,7 @@ def verdict_of(positions: Sequence[GuidePosition]) -> tuple[bool, str]:
     share = ""
     if middle.judge is not None and middle.judge.value > 0:
         share = f", {100 * own.value / middle.judge.value:.0f} % of what the judge itself knows"
-    return True, f"{said}{share}: use it with ValueReward and calibrated thresholds."
+    return True, f"{said}{share}: use it with {reward} and calibrated thresholds."
 
 
 def _estimate(values: Floats, scores: Floats, prompts: Indices, seed: int) -> Estimate:

@@ -43,6 +43,13 @@ class HeadChoice:
     values: Floats
 
 
+def described(candidate: HeadChoice) -> str:
+    """Return a head in words."""
+    shape = f"MLP of width {candidate.hidden}" if candidate.hidden else "linear"
+    state = "running mean of states" if candidate.pooling == "mean" else "last state"
+    return f"{shape}, layer {candidate.layer}, {state}"
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
     """States with the scores of their answers.

@@ -1,4 +1,4 @@
-"""`train_guide`: fit a value head to a language model's own answers, under any judge."""
+"""`train_guide`: fit a guide to a language model's own answers, under any judge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from stars_engine.guides.judging import judge_samples, scorer_of
 from stars_engine.guides.report import (
     GuideReport,
     calibration_of,
-    described,
     positions_of,
     verdict_of,
 )
@@ -38,9 +37,6 @@ from stars_engine.guides.samples import (
 )
 from stars_engine.types import Prompt
 
-if TYPE_CHECKING:
-    from stars_engine.hidden_states.probes import GivesHiddenStates
-
 REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "report.json",
     "README.md",
@@ -48,9 +44,7 @@ REPORT_FILE, CARD_FILE, SAMPLES_FILE, SETTINGS_FILE = (
     "samples.json",
 )
 _MIN_PROMPTS, _DEFAULT_PROMPTS = 8, 64
-_NUM_FOLDS = 5
 _GRID = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_WIDTH = 64
 _NUM_COMPARED = 256  # samples whose beginnings the judge scores, for comparison
 
 
@@ -69,7 +63,7 @@ def train_guide(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> GuideReport:
-    """Fit a value head to answers of an engine's language model, and write it to a folder.
+    """Fit a guide, a value head, to answers of an engine's model, and write it to a folder.
 
     Answers are drawn by plain sampling, and the judge scores each whole answer. From the hidden
     states of an unfinished answer, the head learns to predict the judge's score of the whole
@@ -88,7 +82,9 @@ def train_guide(
         num_answers: Answers per prompt, at least 2.
         sampling: The proposal and the length; None: the engine's.
         layers: Indices of hidden states to try; None: five of them.
-        shape: "linear", "mlp" (one layer of width 64 between), or "auto" (the better one).
+        shape: "linear", "mlp" (one layer of width 64 between), or "auto" (the better one). "lora"
+            fits a classifier with the language model's weights instead (extra `peft`), which
+            `ClassifierReward(name_or_path=out, read="ids")` uses: a second model at decoding time.
         soft_value_beta: Fit the soft value beta * log E exp(score / beta) with this beta, in units
             of the score, instead of the expected score.
         seed: Seed of the answers and of the fit.
@@ -103,11 +99,8 @@ def train_guide(
         RewardError: The judge failed.
     """
     # These import torch, which importing this function must not.
-    from stars_engine.guides.fit import folds_of  # noqa: PLC0415
-    from stars_engine.guides.selection import Data, choose  # noqa: PLC0415
-    from stars_engine.guides.states import read_states  # noqa: PLC0415
+    from stars_engine.guides.kinds import NUM_FOLDS, fit_head, fit_lora  # noqa: PLC0415
     from stars_engine.hidden_states.probes import gives_hidden_states  # noqa: PLC0415
-    from stars_engine.hidden_states.value_head import ValueHead, fingerprint_of  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)
     progress = progress or (lambda *_: None)
@@ -138,55 +131,42 @@ def train_guide(
             progress=progress,
         )
     samples = [s for s in samples if s.token_ids and s.score is not None and np.isfinite(s.score)]
-    _check_scores(samples)
-    with clock.measure("reading"):
-        states = read_states(
-            model, samples, _layers(model, layers), positions, seed=seed, progress=progress
-        )
-    prompts_of = np.array([sample.prompt_index for sample in samples])[states.samples]
-    data = Data(
-        states=states,
-        scores=np.array([sample.score for sample in samples], dtype=float)[states.samples],
-        prompts=prompts_of,
-        folds=folds_of(prompts_of.tolist(), _NUM_FOLDS, seed),
-        positions=positions or [longest],
-    )
+    _check_scores(samples, NUM_FOLDS)
     with clock.measure("fitting"):
-        widths = {"linear": (), "mlp": (_WIDTH,), "auto": (_WIDTH,)}[shape]
-        candidates, network = choose(
-            data,
-            widths=widths,
-            soft_beta=soft_value_beta,
-            only_wide=shape == "mlp",
+        fit = fit_lora if shape == "lora" else fit_head
+        fitted = fit(
+            model,
+            samples,
+            positions or [longest],
             seed=seed,
             progress=progress,
+            layers=layers,
+            shape=shape,
+            soft_value_beta=soft_value_beta,
         )
-    best = candidates[0]
-    found = positions_of(data, best.values, samples, seed=seed)
-    slope, bins = calibration_of(best.values, data.scores)
-    worthwhile, verdict = verdict_of(found)
+    data, values = fitted.data, fitted.values
+    found = positions_of(data, values, samples, seed=seed)
+    slope, bins = calibration_of(values, data.scores)
+    worthwhile, verdict = verdict_of(found, reward=fitted.reward)
     report = GuideReport(
         num_prompts=len({sample.prompt_index for sample in samples}),
         num_samples=len(samples),
-        head=described(best),
+        head=fitted.described,
         positions=tuple(found),
-        tried={described(item): item.correlation for item in candidates},
+        tried=fitted.tried,
         slope=slope,
         bins=bins,
         seconds=clock.seconds,
-        num_parameters=sum(part.numel() for part in (*network.weights, *network.biases)),
+        num_parameters=fitted.num_parameters,
         worthwhile=worthwhile,
         verdict=verdict,
     )
-    base = fingerprint_of(model, [best.layer])
     about = {"judge": _name(judge, engine), "report": report.model_dump(mode="json")}
-    pooling: Any = best.pooling
-    head = ValueHead((best.layer,), pooling, network.weights, network.biases, base, about)
-    head.save(folder)
+    fitted.save(folder, about)
     write_file(folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n", "train_guide")
     named = getattr(engine.config.model, "name_or_path", None)
     named = named or type(getattr(model, "model", model)).__name__
-    card = report.card(model=named, judge=_name(judge, engine))
+    card = report.card(model=named, judge=_name(judge, engine), reward=fitted.reward)
     write_file(folder / CARD_FILE, card, "train_guide")
     return report
 
@@ -222,25 +202,15 @@ def _samples(
     return draw_samples(engine, prompts, sampling, path, progress=progress)
 
 
-def _layers(model: GivesHiddenStates, layers: Sequence[int] | None) -> list[int]:
-    last = model.num_layers
-    if layers is None:
-        return sorted({max(1, round(last * share)) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)})
-    wrong = [layer for layer in layers if not 0 <= layer <= last]
-    if wrong or not layers:
-        raise _problem(
-            "layers",
-            f"{list(layers)} is not allowed; allowed: indices from 0 to {last}. Hint: use "
-            f"layers=[{last}]",
-        )
-    return list(dict.fromkeys(layers))
-
-
 def _check(*, num_answers: int, shape: str, soft_value_beta: float | None) -> None:
     if not isinstance(num_answers, int) or num_answers < 2:
         raise _problem("num_answers", f"{num_answers!r} is not allowed. Hint: use 2 or more")
-    if shape not in ("auto", "linear", "mlp"):
-        raise _problem("shape", f"{shape!r} is not allowed. Hint: use 'auto', 'linear' or 'mlp'")
+    if shape not in ("auto", "linear", "mlp", "lora"):
+        message = f"{shape!r} is not allowed. Hint: use 'auto', 'linear', 'mlp' or 'lora'"
+        raise _problem("shape", message)
+    if shape == "lora" and soft_value_beta is not None:
+        message = "is for heads, not for shape='lora'. Hint: leave it out, or use another shape"
+        raise _problem("soft_value_beta", message)
     if soft_value_beta is not None and not 0 < soft_value_beta < float("inf"):
         raise _problem(
             "soft_value_beta",
@@ -248,17 +218,17 @@ def _check(*, num_answers: int, shape: str, soft_value_beta: float | None) -> No
         )
 
 
-def _check_scores(samples: Sequence[JudgedAnswer]) -> None:
+def _check_scores(samples: Sequence[JudgedAnswer], least: int) -> None:
     by_prompt: dict[int, set[float]] = {}
     for sample in samples:
         assert sample.score is not None
         by_prompt.setdefault(sample.prompt_index, set()).add(sample.score)
     telling = sum(len(scores) > 1 for scores in by_prompt.values())
-    if telling < _NUM_FOLDS:
+    if telling < least:
         raise _problem(
             "judge",
             f"its scores differ among the answers to only {telling} of {len(by_prompt)} prompts, "
-            f"and {_NUM_FOLDS} are needed. Hint: use a finer judge, more prompts, or more answers",
+            f"and {least} are needed. Hint: use a finer judge, more prompts, or more answers",
         )
 
 

@@ -23,7 +23,7 @@ from stars_engine.server.errors import (
     unavailable,
 )
 from stars_engine.server.facts import RequestFacts, facts_in
-from stars_engine.server.settings import ApiKeys, ServerParams
+from stars_engine.server.settings import ApiKeys, ServerParams, host_of
 from stars_engine.server.state import State
 from stars_engine.server.telemetry import Tracing
 
@@ -84,7 +84,7 @@ class Observed:
 
 
 class Limited:
-    """Refuses requests without a key, beyond the limits, or while the server is stopping.
+    """Refuses requests for other hosts, without a key, beyond the limits, or while stopping.
 
     Errors that no handler knows become responses here.
 
@@ -106,6 +106,7 @@ class Limited:
         with ExitStack() as stack:
             try:
                 headers = Headers(scope=scope)
+                self._check_host(headers, state.params)
                 if len(self._keys) and path not in _OPEN and scope["method"] != "OPTIONS":
                     facts.key = self._key_of(headers)
                 if path not in _UNLIMITED:
@@ -151,6 +152,19 @@ class Limited:
         if state.num_requests >= state.params.max_requests:
             count = state.params.max_requests
             raise too_many_requests(f"{count} requests are in progress. Hint: retry later")
+
+    def _check_host(self, headers: Headers, params: ServerParams) -> None:
+        """Refuse a page whose own name leads to this server, which browsers let it call freely."""
+        allowed = params.allowed_hosts
+        if allowed is None or "*" in allowed or host_of(headers.get("host", "")) in allowed:
+            return
+        name = shortened(headers.get("host", ""))
+        message = (
+            f"The Host header {name!r} names none of this server's hosts, which are "
+            f"{', '.join(allowed)}. Hint: address the server by one of them, or start it with "
+            "--allowed-host NAME"
+        )
+        raise ApiError(421, message, code="host_not_allowed")
 
     def _key_of(self, headers: Headers) -> str:
         scheme, _, key = headers.get("authorization", "").partition(" ")

@@ -20,7 +20,7 @@ from stars_engine.config import StarsConfig
 from stars_engine.server.app import create_app
 from stars_engine.server.models import ServedModels
 from stars_engine.server.protocol import BoundedProtocol
-from stars_engine.server.settings import ApiKeys, ServerParams
+from stars_engine.server.settings import LOCAL_HOSTS, ApiKeys, ServerParams
 from stars_engine.server.sockets import bind
 from stars_engine.server.state import State
 
@@ -61,6 +61,8 @@ class StarsServer(uvicorn.Server):
         on_started: Callable[[str], None] = lambda _: None,
         on_cut_off: Callable[[int], None] = lambda _: None,
     ) -> None:
+        if params.allowed_hosts is None and params.is_local and not keys:
+            params = params.replace(allowed_hosts=LOCAL_HOSTS)
         self._params, self._on_started, self._on_cut_off = params, on_started, on_cut_off
         self.loaded = threading.Event()
         self.load_failed = False

@@ -14,6 +14,15 @@ from stars_engine.files.disk import file_error, why_not
 from stars_engine.schema import Schema
 
 DIGEST_PREFIX = "sha256:"
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def host_of(header: str) -> str:
+    """Return the name or address in a Host header, in lower case and without its port."""
+    name = header.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0] if name.count(":") == 1 else name
 
 
 class ServerParams(Schema):
@@ -35,6 +44,13 @@ class ServerParams(Schema):
         default=(),
         description="origins whose pages may call the server from a browser; none by default",
         examples=[["https://chat.example.org"]],
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        description="names of this server that requests may address, without port; '*' allows "
+        "all. None: all; for `stars serve` without keys on a local address only localhost, "
+        "127.0.0.1 and ::1, so that no web page can reach it through a name of its own",
+        examples=[["chat.example.org"]],
     )
     max_body_bytes: int = Field(
         default=4 * 2**20,
@@ -114,10 +130,21 @@ class ServerParams(Schema):
                 )
         return origins
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_only(cls, hosts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for host in hosts or ():
+            if "/" in host or not host or host_of(host) != host:
+                raise ValueError(
+                    f"{host!r} is not the name of a host. Hint: write it like 'chat.example.org', "
+                    "in lower case, without scheme, port and path"
+                )
+        return hosts
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        return self.host in ("127.0.0.1", "::1", "localhost")
+        return self.host in LOCAL_HOSTS
 
 
 class ApiKeys:

@@ -110,7 +110,7 @@ def test_a_head_is_fitted_written_used_and_resumed(engine: StarsEngine, tmp_path
     assert [p.num_tokens for p in report.positions] == [8, 16]
     assert all(-1 <= p.correlation.value <= 1 for p in report.positions)
     assert "within-prompt correlation" in report.summary()
-    assert "Value head" in (tmp_path / "README.md").read_text()
+    assert "# Guide: linear" in (tmp_path / "README.md").read_text()
     assert json.loads((tmp_path / "report.json").read_text())["head"] == report.head
     samples = (tmp_path / "samples.jsonl").read_bytes()
     lines = samples.splitlines(keepends=True)

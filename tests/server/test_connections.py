@@ -22,7 +22,7 @@ from tests.support.servers import HELLO, RunningServer, random_chat, serving
 
 CHAT = "/v1/chat/completions"
 REQUEST = {"model": "chat", "messages": HELLO, "max_tokens": 4}
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def connect(running: RunningServer) -> socket.socket:
@@ -41,7 +41,7 @@ def received(connection: socket.socket) -> bytes:
 def test_heads_and_bodies_that_do_not_arrive_in_time() -> None:
     with serving({"chat": random_chat()}, receive_timeout_s=0.2) as running:
         body = json.dumps(REQUEST).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         with connect(running) as idle, connect(running) as half, connect(running) as used:
             half.sendall(GET)
             used.sendall(GET + b"\r\n")
@@ -72,7 +72,7 @@ def test_connections_that_are_used_stay_open() -> None:
 
 def test_clients_that_do_not_read() -> None:
     """Their connections end, and others are served meanwhile."""
-    request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
     chat = {"chat": random_chat()}
     with (
         serving(chat, send_timeout_s=0.2) as running,
@@ -131,7 +131,7 @@ async def test_clients_that_read_slowly() -> None:
         b"\x16\x03\x01\x02\r\n\r\n",
         GET + b"X: " + b"a" * 100_000,
         GET + b"Content-Length: x\r\n\r\n",
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n".encode()
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode()
         + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n",
     ],
 )

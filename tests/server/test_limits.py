@@ -221,6 +221,34 @@ def test_other_origins_need_permission() -> None:
         ServerParams(cors_origins=["https://chat.example.org/"])
 
 
+def test_pages_whose_own_name_leads_to_the_server_are_refused() -> None:
+    chat = {"chat": random_chat()}
+
+    def status(running: RunningServer, host: str) -> int:
+        with running.http() as client:
+            response = client.get("/v1/models", headers={"host": host})
+        if response.status_code == 421:
+            assert "Hint: address the server by one of them" in response.text
+        return response.status_code
+
+    with serving(chat) as running:
+        assert [status(running, host) for host in ("localhost:80", "[::1]:9", "127.0.0.1")] == [
+            200
+        ] * 3
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::2]"):
+            assert status(running, host) == 421
+    with serving(chat, allowed_hosts=("chat.example.org",)) as running:
+        assert status(running, "Chat.example.org") == 200
+        assert status(running, "localhost") == 421
+    with serving(chat, allowed_hosts=("*",)) as running:
+        assert status(running, "evil.example") == 200
+    with serving(chat, ApiKeys.read("a" * 20, "test")) as running:
+        assert status(running, "evil.example") == 401  # no page has a key
+    for wrong in ("http://a", "a:80", "", "A.example"):
+        with pytest.raises(ConfigError, match="is not the name of a host"):
+            ServerParams(allowed_hosts=[wrong])
+
+
 @pytest.mark.slow
 def test_the_access_log_has_no_texts(
     server: RunningServer, caplog: pytest.LogCaptureFixture
