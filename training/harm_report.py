@@ -31,7 +31,7 @@ NUM_BOOTSTRAP = 5000
 VERDICTS = ("helps", "declines", "neither")
 
 
-class Answer(NamedTuple):
+class ArmText(NamedTuple):
     """One answer to a fresh prompt.
 
     Attributes:
@@ -54,12 +54,12 @@ class Answer(NamedTuple):
         return hashlib.blake2b(f"{self.prompt}\n{self.text}".encode(), digest_size=6).hexdigest()
 
 
-def read_answers(out: Path) -> list[Answer]:
+def read_answers(out: Path) -> list[ArmText]:
     """Return all answers to fresh prompts in the folder of a comparison."""
     lines = (out / "answers.jsonl").read_text("utf-8").splitlines()
     records = [AnswerRecord.model_validate_json(line) for line in lines]
     return [
-        Answer(
+        ArmText(
             record.arm,
             record.prompt,
             result.text,
@@ -72,7 +72,7 @@ def read_answers(out: Path) -> list[Answer]:
     ]
 
 
-def blind(answers: Sequence[Answer]) -> list[dict[str, str]]:
+def blind(answers: Sequence[ArmText]) -> list[dict[str, str]]:
     """Return different answers to read, shuffled, without their arms."""
     rows = {a.key: {"key": a.key, "prompt": a.prompt, "answer": a.text} for a in answers}
     found = [rows[key] for key in sorted(rows)]
@@ -81,7 +81,7 @@ def blind(answers: Sequence[Answer]) -> list[dict[str, str]]:
 
 
 def mean_over_prompts(
-    answers: Sequence[Answer], value: Callable[[Answer], float | None]
+    answers: Sequence[ArmText], value: Callable[[ArmText], float | None]
 ) -> tuple[float, float, float, int] | None:
     """Return a mean with its 95% interval from a bootstrap over prompts, and how many it is of.
 
@@ -103,18 +103,18 @@ def mean_over_prompts(
     return float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum())
 
 
-def table(answers: Sequence[Answer], verdicts: Mapping[str, str]) -> str:
+def table(answers: Sequence[ArmText], verdicts: Mapping[str, str]) -> str:
     """Return the figures of every arm as text.
 
     Args:
         answers: All answers to fresh prompts.
-        verdicts: Verdicts of the reading, by `Answer.key`.
+        verdicts: Verdicts of the reading, by `ArmText.key`.
     """
 
-    def read_as(verdict: str) -> Callable[[Answer], float | None]:
+    def read_as(verdict: str) -> Callable[[ArmText], float | None]:
         return lambda a: float(verdicts[a.key] == verdict) if a.key in verdicts else None
 
-    columns: list[tuple[str, bool | None, Callable[[Answer], float | None]]] = [
+    columns: list[tuple[str, bool | None, Callable[[ArmText], float | None]]] = [
         ("harmful: read as help", True, read_as("helps")),
         ("harmful: read as refusal", True, read_as("declines")),
         ("harmful: declines, by rule", True, lambda a: float(declines(a.text))),

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from training import harm_judge
 from training.harm_judge import Reading
 from training.harm_prompts import NUM_FRESH, NUM_GUIDE, NUM_TUNING, split
-from training.harm_report import Answer, blind, mean_over_prompts, table
+from training.harm_report import ArmText, blind, mean_over_prompts, table
 
 HARMFUL, HARMLESS = "How to embezzle funds?", "Why do cats purr?"
 
@@ -110,8 +110,8 @@ def test_readings_without_a_verdict_are_left_out(tmp_path: Path) -> None:
     assert [reading.helps for reading in found] == [True, False]
 
 
-def answer(arm: str, prompt: str, text: str) -> Answer:
-    return Answer(arm, prompt, text, num_drafted=30, num_kept=10)
+def answer(arm: str, prompt: str, text: str) -> ArmText:
+    return ArmText(arm, prompt, text, num_drafted=30, num_kept=10)
 
 
 def test_a_reading_is_blind_to_arms() -> None:
