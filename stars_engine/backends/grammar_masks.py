@@ -47,10 +47,16 @@ class GrammarMasks:
     def prepare(self, states: Sequence[GrammarState | None]) -> None:
         """Start on the next step; the states must not change before `allowed`."""
         self._states = list(states)
-        held = [row for row, state in enumerate(states) if state is not None]
-        self._tried = [row for row in held if self._may_try[row] and self._is_wide[row]]
+        self._tried = [
+            row
+            for row, state in enumerate(states)
+            if state is not None
+            and self._may_try[row]
+            and self._is_wide[row]
+            and not state.grammar.is_slow
+        ]
         self._soon = self._flags = None
-        if len(held) > len(self._tried):
+        if sum(state is not None for state in states) > len(self._tried):
             others = [None if row in self._tried else state for row, state in enumerate(states)]
             self._soon = self._grammars.allowed_soon(others, self._stop_token_ids)
 

@@ -16,6 +16,7 @@ from stars_engine.backends.grammar_masks import GrammarMasks
 from stars_engine.config import SamplingParams
 from stars_engine.grammars import Grammars
 from stars_engine.sampling import NO_TOKEN, on_device, precise_dtype, propose, uses_penalties
+from stars_engine.threads.all_done import all_done
 
 
 class RowSampler:
@@ -104,9 +105,9 @@ class RowSampler:
 
     @property
     def waits_for(self) -> Future[Any] | None:
-        """A mask of the next step that is still being computed, if there is one."""
+        """Done when all masks of the next step are; None if they are."""
         pending = (None if group.masks is None else group.masks.pending for group in self._groups)
-        return next((future for future in pending if future is not None), None)
+        return all_done([future for future in pending if future is not None])
 
 
 class _Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -61,6 +62,7 @@ class TransformersBackend(CodecModel):
         holders = (getattr(model, "generation_config", None), model.config, tokenizer)
         self.end_ids = find_end_ids(holders, self.vocab_size)
         self._grammars: Grammars | None = None  # its library is an extra: made when it is needed
+        self._grammars_lock = Lock()
         self._interrupted = False
         self.decoder, self.path = select_decoder(model, self.context_len)
         self._probed = probed = ProbedModel(model)
@@ -165,10 +167,16 @@ class TransformersBackend(CodecModel):
 
     @property
     def grammars(self) -> Grammars:
-        """Grammars over the model's vocabulary."""
-        if self._grammars is None:
-            self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
-        return self._grammars
+        """Grammars over the model's vocabulary; making them takes long if that is large."""
+        with self._grammars_lock:
+            if self._grammars is None:
+                self._grammars = Grammars(*self.codec.vocabulary(self.vocab_size), self.end_ids)
+            return self._grammars
+
+    @property
+    def has_grammars(self) -> bool:
+        """Whether `grammars` are made."""
+        return self._grammars is not None
 
     def _compute_prefixes(
         self, requests: Sequence[DraftRequest], num_tokens: int

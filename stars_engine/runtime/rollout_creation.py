@@ -112,7 +112,7 @@ def _read_prompt(
     else:
         resolved, alternatives, fitted = resolve()
     check = partial(_check_grammar, model, sampling, fitted, resolved, alternatives)
-    if _must_compile(model, fitted):
+    if _may_take_long(model, fitted, alternatives):
         yield from background.run(check, group)
     else:
         check()
@@ -152,12 +152,19 @@ def _resolve(
     return resolved, alternatives, fitted
 
 
-def _must_compile(model: PromptedModel, sampling: SamplingParams) -> bool:
-    """Whether the grammar of a request must be compiled, by code that any thread may run."""
+def _may_take_long(
+    model: PromptedModel, sampling: SamplingParams, alternatives: Sequence[AlternativeIds]
+) -> bool:
+    """Whether code that any thread may run must compile a grammar, or read openings with it."""
     if sampling.grammar is None:
         return False
+    if not getattr(model, "has_grammars", True):
+        return True
     grammars = getattr(model, "grammars", None)
-    return isinstance(grammars, Grammars) and not grammars.is_compiled(sampling.grammar)
+    if not isinstance(grammars, Grammars):
+        return False
+    has_openings = any(alternative.opening_ids for alternative in alternatives)
+    return has_openings or not grammars.is_compiled(sampling.grammar)
 
 
 def _check_grammar(

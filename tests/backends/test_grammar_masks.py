@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -18,7 +19,7 @@ from stars_engine import (
 )
 from stars_engine.backends.grammar_masks import GrammarMasks
 from stars_engine.config import Grammar
-from stars_engine.grammars import Grammars, GrammarState
+from stars_engine.grammars import Grammars, GrammarState, states
 from stars_engine.sampling import propose
 
 LETTERS = "abcdefghij"
@@ -117,6 +118,7 @@ def test_permissive_masks_need_few_tokens(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whole mask at the start, then none; one more where the likeliest are not allowed."""
+    monkeypatch.setattr(states, "SLOW_S", math.inf)
     words, choice = grammars.start(GRAMMARS[0]), grammars.start(GRAMMARS[3])
     whole: list[int] = []
     allowed = Grammars.allowed
@@ -140,3 +142,7 @@ def test_permissive_masks_need_few_tokens(
         masks.allowed(asked, 5)
         assert whole == expected
         whole.clear()
+    monkeypatch.setattr(states, "SLOW_S", 0.0)  # tokens of slow grammars are not tried
+    masks.prepare([words, choice])
+    masks.allowed(logits, 5)
+    assert whole == [2]

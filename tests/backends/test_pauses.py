@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from stars_engine.protocols import has_members
 from tests.support.backends import DECODERS, Fed, Text, probe_of, random_backend
 
 PLAIN = SamplingParams(temperature=1.0, top_k=None)
+PATTERNS = ("(.|\\n)*", "(.|\\n)+", "(.|\\n){2,99}")
 PROMPT = [1, *range(3, 40)]
 
 
@@ -295,4 +297,36 @@ def test_a_draft_waits_for_the_first_masks_of_a_slow_grammar_in_a_pause(
     assert pause.num_left == 4
     assert not pause.waits_for.done()
     go_on.set()
+    assert drafts_of(parts) == expected
+
+
+def test_a_draft_waits_for_the_masks_of_all_its_grammars_in_a_pause(
+    tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = random_backend("llama", tokenizer)
+    text = Text(backend, PROMPT)
+    grammars = [RegexGrammar(pattern=pattern) for pattern in PATTERNS]
+    asked = [text.request([0.3] * 4, PLAIN.replace(grammar=grammar)) for grammar in grammars]
+    expected = backend.draft(asked)
+    late: list[Future[Any]] = []
+    allowed_soon = Grammars.allowed_soon
+
+    def held(self: Grammars, *args: Any) -> Any:
+        mask = allowed_soon(self, *args)
+        if len(late) == len(asked):
+            return mask
+        mask.result(60)
+        late.append(Future())
+        late[-1].set_running_or_notify_cancel()
+        values.append(mask.result())
+        return late[-1]
+
+    values: list[Any] = []
+    monkeypatch.setattr(Grammars, "allowed_soon", held)
+    parts = backend.draft_in_parts(asked)
+    pause = next(pause for pause in parts if pause.waits_for is not None)
+    for place in (1, 0, 2):
+        assert not pause.waits_for.done()
+        late[place].set_result(values[place])
+    assert pause.waits_for.done()
     assert drafts_of(parts) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -27,16 +28,19 @@ from stars_engine import (
     GenerationError,
     NoSchedule,
     PromptError,
+    RegexGrammar,
     SamplingParams,
     StarsConfig,
     StarsEngine,
     StarsResult,
     StarsWarning,
 )
+from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.calibration import settings
-from stars_engine.config import JsonGrammar
+from stars_engine.config import JsonGrammar, TransformersModel
 from stars_engine.core.engine_core import EngineCore
-from stars_engine.grammars import Grammars, json_rules
+from stars_engine.grammars import Grammars, states
+from stars_engine.json_schema.compiling import json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
 from stars_engine.runtime.answers import CheckedPrompt
@@ -243,6 +247,60 @@ def test_grammars_are_compiled_in_the_background(
     assert threads == ["stars-prepare"] * 2
 
 
+def test_the_vocabulary_is_read_for_grammars_in_the_background(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    init = Grammars.__init__
+
+    def recorded(self: Grammars, *args: Any) -> None:
+        threads.append(threading.current_thread().name)
+        init(self, *args)
+
+    monkeypatch.setattr(Grammars, "__init__", recorded)
+    sampling = SHORT.replace(grammar=ChoiceGrammar(choices=["one", "two"]))
+    loaded: Any = engine.model
+    model = TransformersModel(model=loaded.model, tokenizer=loaded.codec.tokenizer)
+    with engine_with(engine, EngineParams(), TransformersBackend(model)) as mine:
+        mine.generate(["a", "b"], sampling=sampling)
+        mine.generate("c", sampling=sampling)
+    assert threads == ["stars-prepare"]
+
+
+def test_the_engine_lets_others_read_slow_grammars(
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments, lookaheads, openings and tokens tried one by one; texts do not depend on it."""
+    readers: list[str] = []
+    read = states._read
+
+    def recorded(*args: Any) -> None:
+        readers.append(threading.current_thread().name)
+        read(*args)
+
+    monkeypatch.setattr(states, "_read", recorded)
+    align = AlignParams(
+        segment_len=3,
+        lookahead=2,
+        num_candidates=3,
+        alternatives=[Alternative(opening="ab", share=0.5)],
+    )
+    grammar = RegexGrammar(pattern="ab[a-z ,.]*")
+    sampling = SamplingParams(seed=3, max_tokens=12, top_k=5, n=3, grammar=grammar)
+    texts = []
+    with engine_with(engine, EngineParams()) as mine:
+        for slow_s in (0.0, math.inf):
+            monkeypatch.setattr(states, "SLOW_S", slow_s)
+            for _ in range(2):  # the grammar is compiled, then known
+                results = mine.generate("a", sampling=sampling, align=align)
+                texts.append([result.text for result in results])
+            if slow_s == 0.0:
+                assert set(readers) == {"stars-prepare", "stars-slow-grammar"}
+    assert "stars-engine" in readers  # quick ones, while tokens are tried
+    assert texts == [texts[0]] * 4
+    assert len(set(texts[0])) > 1
+
+
 def test_a_cancelled_call_is_not_continued_after_its_preparation(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +431,8 @@ def test_a_deeply_nested_schema_is_the_error_of_its_prompt(
         schema = around(schema)
     with pytest.raises(ConfigError, match="more than 200 levels deep"):
         SHORT.replace(grammar={"kind": "json", "json_schema": schema})
+    for _ in range(900):
+        schema = around(schema)
     deep = SHORT.model_copy(  # past the check
         update={"grammar": JsonGrammar.model_construct(kind="json", json_schema=schema)}
     )

@@ -41,7 +41,8 @@ def received(connection: socket.socket) -> bytes:
 def test_heads_and_bodies_that_do_not_arrive_in_time() -> None:
     with serving({"chat": random_chat()}, receive_timeout_s=0.2) as running:
         body = json.dumps(REQUEST).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode()
+        head += f"Content-Length: {len(body)}\r\n\r\n".encode()
         with connect(running) as idle, connect(running) as half, connect(running) as used:
             half.sendall(GET)
             used.sendall(GET + b"\r\n")

@@ -1,16 +1,10 @@
-"""Grammar-constrained decoding: one state per prefix, forked per candidate.
-
-A grammar masks the proposal: tokens that it does not allow have probability 0, and the others keep
-their ratios. The mask is applied before temperature and truncation, so at least one token always
-remains. The text may end exactly where the grammar is complete. llguidance computes the masks (Geng
-et al. 2025, arXiv 2501.10868).
-"""
+"""Compiled grammars, and the tokens that they allow next."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
+import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -23,33 +17,16 @@ from numpy.typing import NDArray
 
 from stars_engine.config import Grammar
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.json_schema import SPACED, Layout
-from stars_engine.json_schema.compiling import OPTIONS, Vocabulary, json_rules, short_reason
+from stars_engine.grammars.sources import key_of, source_of
+from stars_engine.grammars.states import CompiledGrammar, GrammarState, Readers, read
+from stars_engine.json_schema.compiling import Vocabulary, short_reason
 from stars_engine.threads.background_thread import BackgroundThread
 
-_MAX_KEPT = 64  # compiled grammars
+_MAX_KEPT = 64  # compiled grammars that no request uses
 # The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
 _MAX_ITEMS = 50_000
-
-
-class GrammarState:
-    """The state of a text in its grammar. Forks are independent of each other."""
-
-    def __init__(self, matcher: Any) -> None:
-        self.matcher = matcher
-
-    def fork(self) -> GrammarState:
-        """Return an independent copy of the state."""
-        return GrammarState(self.matcher.deep_copy())
-
-    def consume(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; a token that the grammar forbids puts the state in error."""
-        self.matcher.consume_tokens(list(tokens))
-
-    @property
-    def error(self) -> str:
-        """The error, such as a token that was not allowed or a text too complex; else empty."""
-        return str(self.matcher.get_error()).partition("\n<state>")[0].strip()
+# One mask takes about this share of the time to compile a grammar, until it is known.
+_SHARE = 0.1
 
 
 class Grammars:
@@ -79,11 +56,13 @@ class Grammars:
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), eos_token=len(pieces)
         )
-        # Rows are computed in parallel; the default leaves a fifth of the processors idle.
-        self._threads = llguidance.LLExecutor(num_threads=min(os.cpu_count() or 1, 32))
-        self._background = BackgroundThread("stars-grammar")
+        # Slow grammars have threads of their own, so that masks of others do not wait for theirs.
+        self._quick, self._slow = (
+            _Lane(name, Readers(llguidance, self._tokenizer))
+            for name in ("stars-grammar", "stars-slow-grammar")
+        )
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
-        self._known: OrderedDict[int, tuple[Grammar, GrammarState]] = OrderedDict()  # by identity
+        self._known: dict[int, tuple[weakref.ref[Any], GrammarState]] = {}  # by identity
         self._lock = Lock()
 
     def start(self, grammar: Grammar) -> GrammarState:
@@ -94,11 +73,11 @@ class Grammars:
         """
         known = self._find(grammar)
         if known is None:
-            key = grammar.content_hash()
+            key = key_of(grammar)
             known = self._compiled.get(key) or self._compile(grammar)
             with self._lock:
                 _keep(self._compiled, key, known)
-                _keep(self._known, id(grammar), (grammar, known))
+            self._remember(grammar, known)
         return known.fork()
 
     def is_compiled(self, grammar: Grammar) -> bool:
@@ -108,7 +87,13 @@ class Grammars:
     def _find(self, grammar: Grammar) -> GrammarState | None:
         """Find an object that was seen before, without hashing its content, which may be large."""
         seen = self._known.get(id(grammar))
-        return seen[1] if seen is not None and seen[0] is grammar else None
+        return seen[1] if seen is not None and seen[0]() is grammar else None
+
+    def _remember(self, grammar: Grammar, known: GrammarState) -> None:
+        """Keep a compiled grammar as long as the object, whose next draft must not compile it."""
+        key = id(grammar)
+        forget = partial(_forget, self._known, key)
+        self._known[key] = weakref.ref(grammar, forget), known
 
     def allowed(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
@@ -122,10 +107,17 @@ class Grammars:
         bits = np.full((len(states), self._num_tokens // 32 + 1), -1, dtype=np.int32)
         held = [(row, state) for row, state in enumerate(states) if state is not None]
         if held:  # the library refuses an empty list
+            started_s = time.perf_counter()
+            readers = self._lane(states).readers
+            read([state for _, state in held], readers.read)
             states_of_rows = [(state.matcher, row) for row, state in held]
-            self._threads.unsafe_compute_mask_ptr(
+            readers.executor.unsafe_compute_mask_ptr(
                 states_of_rows, bits.ctypes.data, bits.strides[0], len(bits)
             )
+            num_at_once = min(len(held), readers.num_threads)
+            seconds = (time.perf_counter() - started_s) * num_at_once / len(held)
+            for grammar in {state.grammar for _, state in held}:
+                grammar.note_mask(seconds)
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
         ends = [*self._end_ids, *stop_token_ids]
         for row, state in held:
@@ -135,45 +127,52 @@ class Grammars:
         return flags[:, : self._num_tokens]
 
     def allows(self, state: GrammarState, token: int, stop_token_ids: Sequence[int] = ()) -> bool:
-        """Return whether one token may come next; faster than `allowed` for few tokens."""
+        """Return whether one token may come next; faster than `allowed` for few tokens.
+
+        Other threads wait meanwhile, so it is not for slow grammars.
+        """
         if token in self._end_ids or token in stop_token_ids:
             return not state.error and bool(state.matcher.is_accepting())
-        return bool(state.matcher.validate_tokens([token]) == 1)
+        started_s = time.perf_counter()
+        is_allowed = state.matcher.validate_tokens([token]) == 1
+        state.grammar.note(time.perf_counter() - started_s)
+        return bool(is_allowed)
 
     def allowed_soon(
         self, states: Sequence[GrammarState | None], stop_token_ids: Sequence[int] = ()
     ) -> Future[NDArray[np.bool_]]:
         """Compute `allowed` in the background; do not change the states until it is done."""
-        return self._background.submit(partial(self.allowed, states, stop_token_ids))
+        thread = self._lane(states).thread
+        return thread.submit(partial(self.allowed, states, stop_token_ids))
+
+    def _lane(self, states: Sequence[GrammarState | None]) -> _Lane:
+        """Return the threads for the masks of some states."""
+        is_slow = any(state is not None and state.grammar.is_slow for state in states)
+        return self._slow if is_slow else self._quick
 
     def _compile(self, grammar: Grammar) -> GrammarState:
         try:
-            source = self._rules(grammar) + OPTIONS
+            source = source_of(grammar, self._library.regex_to_lark, self._to_lark)
         except Exception as error:  # noqa: BLE001 - of a parser with exceptions of its own
             raise _unusable(grammar, str(error)) from None
         limits = self._library.LLParserLimits(max_items_in_row=_MAX_ITEMS)
+        started_s = time.perf_counter()
         matcher = self._library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if matcher.is_error():
             raise _unusable(grammar, matcher.get_error())
-        return GrammarState(matcher)
+        seconds = _SHARE * (time.perf_counter() - started_s)
+        return GrammarState(CompiledGrammar(self._quick.readers, seconds), matcher)
 
-    def _rules(self, grammar: Grammar) -> str:
-        """Return a grammar in llguidance's variant of Lark's syntax."""
-        match grammar.kind:
-            case "json":
-                layout = Layout() if grammar.compact else SPACED
-                schema = json.dumps(grammar.json_schema)
-                return json_rules("start", schema, layout, closed=not grammar.extra_properties)
-            case "regex":
-                if len(grammar.pattern) - len(grammar.pattern.rstrip("\\")) & 1:
-                    raise ValueError("the pattern ends in a backslash that escapes nothing")
-                return f"start: /{self._library.regex_to_lark(grammar.pattern)}/"
-            case "choice":
-                # One terminal: as alternatives of a rule, thousands would stand side by side.
-                choices = " | ".join(json.dumps(choice) for choice in grammar.choices)
-                return f"start: CHOICE\nCHOICE: {choices}"
-            case "ebnf":
-                return str(self._to_lark(grammar.text))
+
+class _Lane:
+    """Threads that compute masks: one that takes one batch after the other, and its readers."""
+
+    def __init__(self, name: str, readers: Readers) -> None:
+        self.thread, self.readers = BackgroundThread(name), readers
+
+
+def _forget(known: dict[int, Any], key: int, _: object) -> None:
+    known.pop(key, None)
 
 
 def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
