@@ -39,8 +39,7 @@ format: ## format the code, and fix what ruff can fix
 
 .PHONY: typecheck
 typecheck: ## check types with mypy
-	$(PYTHON) -m mypy
-	$(PYTHON) -m mypy tools
+	$(PYTHON) -m mypy stars_engine langchain_stars llamaindex_stars tools
 
 .PHONY: imports
 imports: ## check that modules import only layers below their own

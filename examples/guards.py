@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 
 from stars_engine import AlignParams, Chat, SamplingParams, StarsConfig, StarsEngine, StarsResult
 
@@ -82,19 +83,21 @@ def main() -> None:
         align=AlignParams(preset="guard", fallback_text=FALLBACK),
         sampling=SamplingParams(max_tokens=60, temperature=0.6, seed=args.seed),
     )
+    print(f"loading {args.model}", file=sys.stderr, flush=True)
     with StarsEngine(config) as engine:
         has_chat = engine.has_chat_template
         for question in QUESTIONS:
+            print(f"Q: {question}", flush=True)
             prompt = asked(question) if has_chat else f"{DOCUMENTS}\n{question}\n"
             [plain] = engine.vanilla(prompt)
+            print(f"   plain: {answer_of(plain)}", flush=True)
             [guarded] = engine.generate(prompt)
-            print(f"Q: {question}")
-            for name, result in (("plain", plain), ("guarded", guarded)):
-                print(f"   {name}: {answer_of(result)}")
+            print(f"   guarded: {answer_of(guarded)}")
             usage = guarded.usage
             print(
                 f"   ({guarded.finish_reason}, {usage.num_attempts} drafts, "
-                f"{usage.num_attempts - usage.num_accepted} refused by the guard)"
+                f"{usage.num_attempts - usage.num_accepted} refused by the guard)",
+                flush=True,
             )
 
 

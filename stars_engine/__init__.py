@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stars_engine.near_names import near_name
+
 if TYPE_CHECKING:
     from stars_engine.calibration.calibrate import calibrate
     from stars_engine.calibration.report import TrustReport, trust_report
@@ -200,7 +202,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME_OF[name]), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    near = near_name(name, _HOME_OF)
+    hint = f". Did you mean: {near!r}?" if near else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

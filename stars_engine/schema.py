@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stars_engine.near_names import near_name
 from stars_engine.nesting import MAX_DEPTH, is_deeper
 from stars_engine.problems import HINT, ConfigError, Problem
 from stars_engine.redaction import (
@@ -173,16 +173,7 @@ class _NoNumber:
 @cache
 def _is_number(cls: type[BaseModel], name: str) -> bool:
     """Whether a field is a number and not also a boolean."""
-    parts = (
-        list(_union_parts(cls.model_fields[name].annotation)) if name in cls.model_fields else []
-    )
-    kinds = set()
-    while parts:
-        part = parts.pop()
-        if typing.get_origin(part) is typing.Annotated:
-            parts += _union_parts(typing.get_args(part)[0])
-        else:
-            kinds.add(part)
+    kinds = set(_flat_parts(cls.model_fields.get(name)))
     return bool(kinds & {int, float}) and bool not in kinds
 
 
@@ -262,8 +253,8 @@ def _explain_unknown(cls: type[BaseModel], name: str, given: str) -> str:
     if issubclass(cls, Schema) and name in cls.hints:
         return f"unknown field; {cls.hints[name]}"
     known = list(cls.model_fields)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else "remove it, or use one of these"
+    near = near_name(name, known)
+    hint = f"did you mean `{near}`?" if near else "remove it, or use one of these"
     return f"unknown field with the value {given}; known fields: {', '.join(known)}. {HINT}{hint}"
 
 
@@ -305,6 +296,18 @@ def _union_parts(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
+def _flat_parts(field: FieldInfo | None) -> list[Any]:
+    """Return the types that a field may have, without annotations."""
+    parts, flat = list(_union_parts(field.annotation)) if field else [], []
+    while parts:
+        part = parts.pop(0)
+        if typing.get_origin(part) is typing.Annotated:
+            parts += _union_parts(typing.get_args(part)[0])
+        else:
+            flat.append(part)
+    return flat
+
+
 def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
     arguments = typing.get_args(annotation)
     filled = any(isinstance(info, MinLen) and info.min_length > 0 for info in metadata)
@@ -334,15 +337,8 @@ def _type_in_words(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 def _kinds(field: FieldInfo | None) -> str:
     """List the kinds of a tagged union, including optional and annotated ones."""
-    parts = list(_union_parts(field.annotation)) if field else []
-    names = []
-    while parts:
-        part = parts.pop(0)
-        if typing.get_origin(part) is typing.Annotated:
-            parts += _union_parts(typing.get_args(part)[0])
-        elif hasattr(part, "model_fields"):
-            names.append(part.model_fields["kind"].default)
-    return ", ".join(names)
+    models = [part for part in _flat_parts(field) if hasattr(part, "model_fields")]
+    return ", ".join(model.model_fields["kind"].default for model in models)
 
 
 def _shorten(value: Any) -> str:

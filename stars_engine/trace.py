@@ -57,7 +57,8 @@ def read_jsonl(path: str | Path) -> Iterator[StarsResult]:
                 if isinstance(result, StarsResult):
                     yield result
                 elif line.endswith(b"\n") or (number == 1 and not text.startswith(b"{")):
-                    message = f"line {number} is not a result: {result}. Hint: remove the line"
+                    fix = "give what --trace or --json wrote" if number == 1 else "remove the line"
+                    message = f"line {number} is not a result: {result}. Hint: {fix}"
                     raise file_error(path, _TITLE, message)
                 else:
                     logger.warning(

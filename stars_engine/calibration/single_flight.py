@@ -9,8 +9,9 @@ from threading import Lock, Thread
 
 from stars_engine.calibration.host import Host
 from stars_engine.errors import CalibrationStoppedError, EngineClosedError
-from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
+from stars_engine.runtime.futures import RequestFuture
 from stars_engine.schedules import CalibratedSchedule
+from stars_engine.threads.future_outcomes import set_exception, set_result
 
 Work = Callable[[Host, Callable[[], bool]], CalibratedSchedule]
 Done = Callable[["SingleFlightJob", CalibratedSchedule | None], None]

@@ -20,7 +20,7 @@ from stars_engine.cli.options import (
 from stars_engine.cli.output import write
 from stars_engine.cli.progress import TimeLeft, Wait
 from stars_engine.cli.prompts import read_prompts
-from stars_engine.cli.settings import given, read_config
+from stars_engine.cli.settings import check_judge, given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, needs_extra
 from stars_engine.files.config_files import check_suffix, check_writable, refuse_imports, text_of
@@ -91,6 +91,7 @@ def calibrate_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
+    check_judge(judge, judging)
     prompts = _given_prompts(prompts_file, from_trace)
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
     with loaded(settings) as (engine, wait):
@@ -100,10 +101,7 @@ def calibrate_command(
         from stars_engine.calibration.prefix_trust import warn_of_trust
         from stars_engine.calibration.report import trust_report
         from stars_engine.calibration.verify import verify as check
-        from stars_engine.rewards.loading import check_reward
 
-        if judging is not None:
-            check_reward(judging)
         if prompts is None:
             prompts = [*neutral_prompts(chat=uses_chat_format(engine), seed=seed)]
         else:

@@ -18,7 +18,7 @@ from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import cell, write
 from stars_engine.cli.progress import Wait, bars
-from stars_engine.cli.settings import given, read_config
+from stars_engine.cli.settings import check_judge, given, read_config
 from stars_engine.config import AlignParams
 from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.files.config_files import refuse_imports
@@ -256,10 +256,7 @@ def _changed(
     """Return a recipe with the options that were given."""
     changes = dict(others)
     if config != (None, None, None):
-        path, model, reward = config
-        changes["config"] = read_config(
-            path, model, reward, sampling={}, align={}, allow_imports=allow_imports
-        )
+        changes["config"] = read_config(*config, sampling={}, align={}, allow_imports=allow_imports)
     if prompts:
         changes["prompts"] = recipe.prompts.replace(**prompts)
     if sampling:
@@ -271,6 +268,8 @@ def _changed(
         refuse_imports("options", recipe.replace(judges=_not_ours(recipe)))
         if "" in sys.path:
             sys.path.remove("")
+    for name, source in changes.get("judges", {}).items():
+        check_judge(source, recipe.judges[name], name=f"{name}=")
     return recipe
 
 

@@ -12,13 +12,18 @@ _PHRASES = (
         re.compile(r"(top_k: .*?an integer >= 1 or )None(.*?); None keeps all"),
         r"\1all\2; all: keep all",
     ),
+    (re.compile(r"; None draws a new seed"), "; without one, a new seed is drawn"),
+    (re.compile(r"(; allowed: [^.;]*?) or None\b"), r"\1"),
     (re.compile(r"ConstantSchedule\(value=\.\.\.\)"), "--threshold"),
     (re.compile(r"preset\('paper', target=\.\.\.\)"), "--preset paper --target NUMBER"),
     (re.compile(r"the preset 'best'"), "--preset best"),
     (re.compile(r"AlignParams\(preset='(\w+)'\)"), r"--preset \1"),
     (re.compile(r"use AutoSchedule\(\)"), "use --preset best"),
     (re.compile(r"AutoSchedule\(([a-z_]+)=([\w.]+)\)"), r"\1=\2"),
-    (re.compile(r"\b(?:AlignParams|SamplingParams|StarsConfig)(?:\(\.\.\.\))?(: )"), ""),
+    (
+        re.compile(r"\b(?:AlignParams|SamplingParams|ServerParams|StarsConfig)(?:\(\.\.\.\))?(: )"),
+        "",
+    ),
 )
 _QUOTES = "'\"`"
 # Fields that are no words of English, so that they mean the field wherever they stand.
@@ -38,6 +43,10 @@ def in_options(text: str, options: Mapping[str, str]) -> str:
         return text
     for pattern, replacement in _PHRASES:
         text = pattern.sub(replacement, text)
+    # A message begins with the field, and describes it after "allowed: ...".
+    fields = "|".join(map(re.escape, options))
+    leading = re.compile(rf"(^|^  - |allowed; .*?\. )({fields})(?=: )", re.MULTILINE)
+    text = leading.sub(lambda found: f"{found[1]}{options[found[2]]}", text)
     names = "|".join(re.escape(name) for name in sorted(options, key=len, reverse=True))
     value = r"'[^']*'|\"[^\"]*\"|-?[\w.]+"
     given = re.compile(rf"(?<![\w.\-/])[`]?({names})=({value})[`]?")

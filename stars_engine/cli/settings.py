@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from stars_engine.cli.messages import messages
+from stars_engine.cli.progress import Wait
 from stars_engine.config import AlignParams, ModelConfig, RewardConfig, StarsConfig
 from stars_engine.config.presets import PRESET_NAMES, preset
 from stars_engine.config.root import embedded_align
@@ -113,6 +114,27 @@ def _name_options(model: str | None, reward: str | None) -> None:
     for option, value in given(model=model, reward=reward).items():
         for field in ("name_or_path", "function"):
             messages.phrases[f"{field}={value!r}"] = f"--{option} {value}"
+
+
+def check_judge(option: str | None, judge: RewardConfig | None, *, name: str = "") -> None:
+    """Check the judge of an option before anything is loaded; let errors name the option.
+
+    Args:
+        option: The value of --judge.
+        judge: The reward that it means.
+        name: What stands before the value, such as "NAME=".
+
+    Raises:
+        ModelLoadError: A function cannot be imported, or a directory does not exist.
+    """
+    if option is None or judge is None:
+        return
+    for field in ("name_or_path", "function"):
+        messages.phrases[f"{field}={option!r}"] = f"--judge {name}{option}"
+    with Wait(f"checking --judge {name}{option}"):
+        from stars_engine.rewards.loading import check_reward
+
+        check_reward(judge)
 
 
 def check_preset(name: str, allowed: Sequence[str] = PRESET_NAMES) -> str:

@@ -17,6 +17,7 @@ from stars_engine.cli.output import visible
 from stars_engine.display.results import (
     facts_of,
     margin_of,
+    prompt_of,
     rejected_of,
     rejection_of,
     results_page,
@@ -66,7 +67,7 @@ def _print(console: Console, result: StarsResult, *, attempts: bool) -> None:
     if result.id is not None:
         text.append(f"{_shown(str(result.id))}  ", style="bold")
     if isinstance(result.prompt, str):
-        text.append(_shown(result.prompt), style="dim")
+        text.append(_shown(prompt_of(result)), style="dim")
     elif result.prompt is not None:
         text.append(f"{_shown(result.prompt.messages[-1].content)}\n", style="dim")
     scale = scale_of(result)

@@ -20,7 +20,7 @@ from stars_engine.cli.options import (
 from stars_engine.cli.output import write
 from stars_engine.cli.progress import bars
 from stars_engine.cli.prompts import read_prompts
-from stars_engine.cli.settings import given, read_config
+from stars_engine.cli.settings import check_judge, given, read_config
 from stars_engine.config.rewards import as_reward
 from stars_engine.files.config_files import refuse_imports
 
@@ -66,7 +66,12 @@ def train_guide_command(
     judging = as_reward(judge)
     if no_imports and judging is not None:
         refuse_imports("--judge", judging)
+    check_judge(judge, judging)
     prompts = None if prompts_file is None else read_prompts(prompts_file)
+    if (out / "report.json").exists():
+        messages.say(
+            f"{out} holds a guide: its samples are used again, and judging and fitting are repeated"
+        )
     with loaded(settings) as (engine, wait), bars(TimeRemainingColumn()) as advance:
         from stars_engine.guides.train import train_guide
 

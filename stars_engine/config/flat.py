@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from stars_engine.config.engine import EngineParams
 from stars_engine.config.root import StarsConfig
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.errors import HINT, ConfigError, Problem
+from stars_engine.near_names import near_name
 from stars_engine.redaction import MASK, masked, redact, resembles_secret_name
 from stars_engine.schema import Schema
 
@@ -22,6 +22,12 @@ PARTS: dict[str, type[Schema]] = {
 }
 # Variables of published chat templates that users may take for settings.
 _OF_TEMPLATES = ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "documents")
+# Settings of schedules that users may take for settings of a call.
+_SCHEDULES = {
+    "threshold": "ConstantSchedule(value=...)",
+    "target": "LinearSchedule(target=...)",
+    "budget": "AutoSchedule(budget=...)",
+}
 FLAT_FIELDS = ROOT_FIELDS.union(*(part.model_fields for part in PARTS.values()))
 
 
@@ -80,14 +86,16 @@ def check_names(
     problems = []
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
+            near = near_name(name, known)
             shown = MASK if resembles_secret_name(name) else repr(masked(fields[name]))
             said = f"unknown field with the value {redact(shown[:80])}"
             if name in _OF_TEMPLATES:
                 hint = f"for the chat template, use chat_template_kwargs={{{name!r}: ...}}"
+            elif name in _SCHEDULES:
+                hint = f"use schedule={_SCHEDULES[name]}"
             else:
-                said += "" if close else f"; known fields: {', '.join(sorted(known))}"
-                hint = f"did you mean `{close[0]}`?" if close else "remove it, or use one of these"
+                said += "" if near else f"; known fields: {', '.join(sorted(known))}"
+                hint = f"did you mean `{near}`?" if near else "remove it, or use one of these"
             problems.append(Problem(name, f"{said}. {HINT}{hint}"))
     if problems:
         raise ConfigError(owner, problems)

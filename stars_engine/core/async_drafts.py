@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from stars_engine.core.autotune.autotuner import CandidateAutotuner
+from stars_engine.core.autotune.load_costs import Load
 from stars_engine.core.drafter import DraftOutcome
 from stars_engine.core.overlap import MeanDuration, pays, request_after_first
 from stars_engine.core.pending_drafts import Flight, PendingDrafts
 from stars_engine.core.request import Request, ScheduledRequest
 from stars_engine.core.scheduler import Scheduler
 
-Allocate = Callable[[Sequence[Request], Mapping[Request, int]], Sequence[ScheduledRequest]]
+Allocate = Callable[[Sequence[Request], Mapping[Request, int], int], Sequence[ScheduledRequest]]
 
 
 class AsyncDrafts:
@@ -22,9 +23,10 @@ class AsyncDrafts:
     Args:
         pending: Submits candidates.
         scheduler: Owns the requests.
-        autotuner: Learns from rows in flight and the time to a verdict.
+        autotuner: Learns from the candidates under way and the time to a verdict.
         schedule: Returns the next requests to draft for.
-        allocate: Chooses how many candidates each request drafts, beside those in flight.
+        allocate: Chooses how many candidates each request drafts, given those of other requests
+            under way, and how many of these are drafted already.
         ahead: Whether next segments are drafted while rewards are computed.
     """
 
@@ -42,6 +44,7 @@ class AsyncDrafts:
         self._schedule, self._allocate, self._ahead = schedule, allocate, ahead
         self._being_scored: dict[Request, Flight] = {}  # drafts that are being scored
         self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
+        self._load = Load()
 
     @property
     def is_full(self) -> bool:
@@ -55,9 +58,12 @@ class AsyncDrafts:
             batch = self._schedule()
             if not batch:
                 return
-            for request, count in self._allocate(batch, self._pending.in_flight):
+            for request, count in self._allocate(batch, self._under_way, self._num_scored):
                 self._scheduler.wait_for_draft(request)
-                self._pending.submit(request, count)
+                flight = self._pending.submit(request, count)
+                if not flight.was_ahead:
+                    flight.load_before = self._load.total(flight.started_s)
+            self._note_load()
 
     def take_arrived(self) -> list[tuple[Request, list[DraftOutcome]]]:
         """Return the requests whose candidates have all arrived."""
@@ -81,9 +87,12 @@ class AsyncDrafts:
             later = request_after_first(request, verification)
             if later is None or verification.all_arrived or self.is_full:
                 continue
-            count = self._scheduler.num_drafts(later).least
+            others = {each: n for each, n in self._under_way.items() if each is not request}
+            num_scored = self._num_scored - len(flight.outcomes)
+            [(_, count)] = self._allocate([later], others, num_scored)
             if self._ahead == "always" or self._saves_time(request, count):
                 self._pending.submit_ahead(request, later, count)
+                self._note_load()
 
     def note_verdict(self, request: Request) -> None:
         """Record the time from the request for drafts to the verdict, unless it read a prompt."""
@@ -91,24 +100,40 @@ class AsyncDrafts:
         if flight is not None and request.prompt_computed:
             now_s = time.monotonic()
             self._reward_times.add(now_s - flight.arrived_s)
-            if not flight.was_ahead:
-                seconds = now_s - flight.started_s
-                self._autotuner.note_step([request], flight.num_rows, seconds)
+            seconds = now_s - flight.started_s
+            if not flight.was_ahead and seconds > 0:
+                load = (self._load.total(now_s) - flight.load_before) / seconds
+                self._autotuner.note_load(request, load, len(flight.outcomes), seconds)
         request.prompt_computed = True
         self._pending.drop_rejected(request)
+        self._note_load()
 
     def cancel(self, request: Request) -> None:
         """Cancel all candidates of a request."""
         self._pending.cancel(request)
         self._being_scored.pop(request, None)
+        self._note_load()
 
     def cancel_all(self) -> None:
         """Cancel all candidates."""
         self._pending.cancel_all()
 
+    @property
+    def _under_way(self) -> dict[Request, int]:
+        """Candidates of each request that are drafted or scored."""
+        scored = {request: len(each.outcomes) for request, each in self._being_scored.items()}
+        return {**scored, **self._pending.in_flight}
+
+    @property
+    def _num_scored(self) -> int:
+        return sum(len(flight.outcomes) for flight in self._being_scored.values())
+
+    def _note_load(self) -> None:
+        self._load.set(self._pending.num_rows + self._num_scored, time.monotonic())
+
     def _saves_time(self, request: Request, count: int) -> bool:
         streams = len(self._scheduler.in_progress)
-        extra_s = self._autotuner.extra_cost(request, self._pending.num_rows, count)
+        extra_s = self._autotuner.extra_s(request, streams) * count
         acceptance = self._autotuner.acceptance(request)
         times = self._draft_times.seconds, self._reward_times.seconds
         return pays(acceptance, *times, extra_s, streams)

@@ -177,11 +177,17 @@ class EngineCore:
     # --- drafting ---
 
     def _allocate(
-        self, requests: Sequence[Request], in_flight: Mapping[Request, int] | None = None
+        self,
+        requests: Sequence[Request],
+        in_flight: Mapping[Request, int] | None = None,
+        num_scored: int = 0,
     ) -> list[ScheduledRequest]:
-        """Choose how many candidates each request of a batch drafts, beside those in flight."""
+        """Choose how many candidates each request of a batch drafts, beside those in flight.
+
+        Of those in flight, the ones that are scored already do not count towards limits on rows.
+        """
         limits = [n for n in (self.scheduler.row_limit, self._drafter.max_rows) if n is not None]
-        max_rows = min(limits, default=None)
+        max_rows = min(limits) + num_scored if limits else None
         bounds = [(request, self.scheduler.num_drafts(request)) for request in requests]
 
         def allocate(some: Sequence[Bounded]) -> list[int]:

@@ -68,9 +68,12 @@ def pays(
         acceptance: Probability that the first candidate is accepted.
         draft_s: Mean duration of a draft.
         reward_s: Mean duration of the rewards of a segment.
-        extra_s: By how much the rows slow down a step.
+        extra_s: By how much the rows would slow down each request if they were all computed. When
+            the candidate is rejected, they are cancelled, and have run for the time of the rewards.
         streams: Requests that they slow down.
     """
     if draft_s is None or reward_s is None:
         return False
-    return acceptance * min(draft_s, reward_s) > (1 - acceptance) * extra_s * streams
+    saved_s = min(draft_s, reward_s)
+    lost_s = extra_s * streams * (saved_s / draft_s if draft_s else 1)
+    return acceptance * saved_s > (1 - acceptance) * lost_s

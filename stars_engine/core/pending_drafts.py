@@ -26,8 +26,8 @@ class Flight:
     Attributes:
         request: The request.
         prefix: The token ids that the candidates continue.
-        num_rows: Candidates of all requests that were on their way when it left, with its own.
         started_s: When it left, on the monotonic clock.
+        load_before: Candidate-seconds of all requests until then; see `Load`.
         outcomes: Drafts and errors by index; None for those on their way.
         cancels: Cancel the candidates.
         arrived_s: When the last one arrived, on the monotonic clock.
@@ -36,9 +36,9 @@ class Flight:
     """
 
     request: Request
-    num_rows: int
     prefix: tuple[int, ...] = ()
     started_s: float = field(default_factory=time.monotonic)
+    load_before: float = 0.0
     outcomes: list[DraftOutcome | None] = field(default_factory=list)
     cancels: list[Callable[[], object]] = field(default_factory=list)
     arrived_s: float = 0.0
@@ -80,15 +80,16 @@ class PendingDrafts:
         """How many candidates each request waits for."""
         return {request: len(flight.outcomes) for request, flight in self._flights.items()}
 
-    def submit(self, request: Request, count: int) -> None:
+    def submit(self, request: Request, count: int) -> Flight:
         """Ask for the next candidates of a request, or use those that were drafted ahead."""
         ahead = self._ahead.pop(request, None)
         if ahead is not None and not request.rollout.draws and ahead.prefix == request.prefix:
             ahead.was_ahead = True
             self._flights[request] = ahead
-            return
+            return ahead
         self._drop(request, ahead)
-        self._flights[request] = self._send(request, count)
+        self._flights[request] = flight = self._send(request, count)
+        return flight
 
     def submit_ahead(self, request: Request, later: Request, count: int) -> None:
         """Ask for the candidates of a request's next segment.
@@ -106,8 +107,8 @@ class PendingDrafts:
         except BaseException as error:  # noqa: BLE001 - noise and strategies are third-party code
             failed = as_request_error(error, "the noise or the decoding strategy")
             outcomes: list[DraftOutcome | None] = [failed]
-            return Flight(request, self.num_rows, request.prefix, outcomes=outcomes)
-        flight = Flight(request, self.num_rows + count, request.prefix, outcomes=[None] * count)
+            return Flight(request, request.prefix, outcomes=outcomes)
+        flight = Flight(request, request.prefix, outcomes=[None] * count)
         for index, draft_request in enumerate(asked):
             reply = partial(self._on_reply, flight, index, draft_request)
             try:

@@ -127,14 +127,17 @@ def _card(result: StarsResult) -> str:
     )
 
 
-def _prompt(result: StarsResult) -> str:
+def prompt_of(result: StarsResult) -> str:
+    """Return the prompt of a result as text, with a newline before an answer on its own."""
     if result.prompt is None:
         return ""
-    if isinstance(result.prompt, str):
-        text = result.prompt
-    else:
-        text = "".join(f"{m.role}: {m.content}\n" for m in result.prompt.messages)
-    return f"<span class='prompt'>{escape(text)}</span>"
+    if not isinstance(result.prompt, str):
+        return "".join(f"{m.role}: {m.content}\n" for m in result.prompt.messages)
+    return result.prompt if result.text[:1].isspace() else f"{result.prompt}\n"
+
+
+def _prompt(result: StarsResult) -> str:
+    return f"<span class='prompt'>{escape(prompt_of(result))}</span>"
 
 
 def _segment(segment: Segment, scale: float) -> str:

@@ -51,8 +51,8 @@ class StarsEngine(EngineCalls):
     def generate(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[False] = False,
@@ -63,8 +63,8 @@ class StarsEngine(EngineCalls):
     def generate(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: Literal[True],
@@ -74,8 +74,8 @@ class StarsEngine(EngineCalls):
     def generate(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
@@ -110,8 +110,8 @@ class StarsEngine(EngineCalls):
     async def agenerate(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
@@ -127,8 +127,8 @@ class StarsEngine(EngineCalls):
     def submit(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         return_exceptions: bool = False,
@@ -150,8 +150,8 @@ class StarsEngine(EngineCalls):
     def stream(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         **fields: Any,
@@ -172,8 +172,8 @@ class StarsEngine(EngineCalls):
     def astream(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         align: Aligns = None,
         reward_prompt: RewardPrompts = None,
         **fields: Any,
@@ -218,8 +218,8 @@ class StarsEngine(EngineCalls):
     def vanilla(
         self,
         prompts: Prompts,
-        *,
         sampling: Samplings = None,
+        *,
         reward_prompt: RewardPrompts = None,
         **fields: Any,
     ) -> list[StarsResult]:

@@ -20,7 +20,7 @@ from stars_engine.config import (
 from stars_engine.display.cell_progress import Stage, cell_progress
 from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
-from stars_engine.errors import EngineClosedError, needs_extra
+from stars_engine.errors import ConfigError, EngineClosedError, Problem, needs_extra
 from stars_engine.messages import Chat
 from stars_engine.protocols import read_optional
 from stars_engine.remote.client import ServerClient
@@ -50,6 +50,7 @@ class Handle:
         reward: RewardModel | None = None,
     ) -> None:
         config = StarsConfig() if config is None else config
+        _check_parts(config, model=model, reward=reward)
         own_parts = model is not None or reward is not None
         if own_parts and "align" not in config.model_fields_set:
             # The default thresholds fit only the embedded models.
@@ -72,6 +73,7 @@ class Handle:
             ConfigError: `config.engine` sets limits that differ from those of the runtime.
         """
         config = StarsConfig() if config is None else config
+        _check_parts(config)
         source = _reward_source(config)
         runtime = shared_runtime(config, partial(_load_checked, config), source.key)
         engine = cls.__new__(cls)
@@ -274,6 +276,38 @@ class Handle:
         with cell_progress(lambda: Stage("loading the models")) as show:
             models: tuple[PromptedModel, RewardModel] = wait_for(loading, show)
         return models
+
+
+def _check_parts(config: object, **objects: object) -> None:
+    """Refuse names of models, which belong in the config.
+
+    Raises:
+        ConfigError: An argument is of another type.
+    """
+    names = {name: value for name, value in objects.items() if isinstance(value, str)}
+    if isinstance(config, StarsConfig) and not names:
+        return
+    field, value = next(iter(names.items()), ("config", config))
+    hint = "use StarsConfig(model=..., reward=...), or StarsConfig.from_file(path)"
+    if names:
+        hint = f"names belong in the config: StarsEngine(StarsConfig({field}={value!r}, ...))"
+    message = f"{value!r} is not allowed; a name is no object. Hint: {hint}"
+    if not names:
+        message = f"{type(config).__name__} is not allowed; allowed: a StarsConfig. Hint: {hint}"
+    raise ConfigError("StarsEngine", [Problem(field, message)])
+
+
+def check_models(config: StarsConfig) -> None:
+    """Check what can be checked before anything is loaded: functions and directories.
+
+    Raises:
+        ModelLoadError: A function cannot be imported, or a directory does not exist.
+    """
+    check_reward(config.reward)
+    if isinstance(config.model, TransformersModel):
+        with needs_extra("local"):
+            from stars_engine.loading.sources import check_local
+        check_local(config.model)
 
 
 def _load_checked(config: StarsConfig) -> PromptedModel:

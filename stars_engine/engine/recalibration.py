@@ -15,7 +15,7 @@ from stars_engine.messages import Chat
 from stars_engine.runtime.limits import size_of
 from stars_engine.runtime.request_group import RequestGroup
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule
-from stars_engine.types import Prompt
+from stars_engine.types import Prompt, RenderedPrompt, TokenIds
 
 MAX_CHARS = 20_000  # longer prompts are not kept
 
@@ -42,7 +42,8 @@ class RecentPrompts:
                 continue
             self.max_tokens = max(self.max_tokens, schedule.max_tokens or 0)
             pair = request.prompt, request.reward_prompt
-            if size_of(pair) > MAX_CHARS:
+            is_prompt = isinstance(request.prompt, str | Chat | TokenIds | RenderedPrompt)
+            if not is_prompt or size_of(pair) > MAX_CHARS:
                 continue
             with self._lock:
                 self._found[pair] = None

@@ -18,6 +18,7 @@ from stars_engine.calibration.fingerprints import model_fingerprints
 from stars_engine.calibration.over_prompts import Floats
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
+from stars_engine.engine.handle import check_models
 from stars_engine.evaluation.arms import AnyArm, BestOfNArm, BlockwiseArm, VanillaArm
 from stars_engine.evaluation.noisy import NoisyReward
 from stars_engine.evaluation.prompts import Halves
@@ -25,6 +26,7 @@ from stars_engine.evaluation.recipe import Recipe
 from stars_engine.evaluation.store import AnswerRecord, AnswerStore, HalfName, identity
 from stars_engine.evaluation.thresholds import Thresholds
 from stars_engine.files.disk import make_folder
+from stars_engine.rewards.loading import check_reward
 from stars_engine.schedules import NoSchedule
 from stars_engine.types import StarsResult
 
@@ -76,10 +78,19 @@ class Runner:
         found: dict[str, ArmAnswers] = {}
         wanted = list(names)
         for config, noise, group in self._by_models(wanted):
-            with _lazy_engine(config, noise, self._recipe.sampling.max_tokens) as engine:
+            with _lazy_engine(
+                config, noise, self._recipe.sampling.max_tokens, self._check
+            ) as engine:
                 for name in group:
                     found[name] = self._run_arm(name, half, config, engine)
         return {name: found[name] for name in wanted}
+
+    def _check(self) -> None:
+        """Check the judges, and the models of all arms, before those of one arm are loaded."""
+        for judge in self._recipe.judges.values():
+            check_reward(judge)
+        for arm in self._recipe.arms.values():
+            check_models(self._config_of(arm))
 
     def _by_models(self, names: Sequence[str]) -> Iterator[tuple[StarsConfig, float, list[str]]]:
         """Group arms by their models, so that each pair is loaded once."""
@@ -235,16 +246,18 @@ def _decoding(arm: AnyArm) -> str:
 
 @contextmanager
 def _lazy_engine(
-    config: StarsConfig, noise: float, max_tokens: int
+    config: StarsConfig, noise: float, max_tokens: int, check: Callable[[], None]
 ) -> Iterator[Callable[[], StarsEngine]]:
     """Yield a function that creates an engine at its first call; it is closed at the end.
 
-    If all answers are stored, it is not called, and no model is loaded.
+    If all answers are stored, it is not called, and no model is loaded. `check` is called before
+    an engine is created.
     """
     with ExitStack() as stack:
 
         @cache
         def get() -> StarsEngine:
+            check()
             engine = stack.enter_context(StarsEngine(config))
             if not noise:
                 return engine

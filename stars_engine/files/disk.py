@@ -25,10 +25,9 @@ _FIXES = {
     errno.EBUSY: "the file is a mount point and cannot be replaced; mount its directory instead",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EISDIR: "give a file in that directory",
-    errno.ENOENT: "the file to read, or the directory to write to, must exist",
+    errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of the path is a file; use another directory",
 }
-_WRONG_PATHS = {errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # the file system does not support fsync
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")  # names of files that are already open
 _BLOCK = 1 << 16
@@ -132,8 +131,7 @@ def why_not(error: OSError | ValueError) -> str:
     """Return why a file cannot be used, and a hint."""
     if isinstance(error, OSError):
         fix = _FIXES.get(error.errno or 0, "check the path and its permissions")
-        check = "; check the path" if error.errno in _WRONG_PATHS else ""
-        return f"{error.strerror or error}{check}. Hint: {fix}"
+        return f"{error.strerror or error}. Hint: {fix}"
     # A zero byte, or a lone surrogate.
     return f"{error}. Hint: give a path with valid characters"
 
@@ -164,7 +162,11 @@ def _file_errors(path: str | Path, title: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise file_error(path, title, f"cannot be written: {why_not(error)}") from None
+        if isinstance(error, OSError) and error.errno == errno.ENOENT:
+            message = "cannot be written: its directory does not exist. Hint: create the directory"
+        else:
+            message = f"cannot be written: {why_not(error)}"
+        raise file_error(path, title, message) from None
 
 
 class _Replacement:

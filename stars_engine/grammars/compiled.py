@@ -20,7 +20,7 @@ from stars_engine.errors import ConfigError, Problem, needs_extra
 from stars_engine.grammars.sources import key_of, source_of
 from stars_engine.grammars.states import CompiledGrammar, GrammarState, Readers, read
 from stars_engine.json_schema.compiling import Vocabulary, short_reason
-from stars_engine.threads.background_thread import BackgroundThread
+from stars_engine.threads.background_threads import BackgroundThreads
 
 _MAX_KEPT = 64  # compiled grammars that no request uses
 # The parser tracks the beginnings of all possible names at once, and the default of 2,000 is low.
@@ -59,7 +59,7 @@ class Grammars:
         # Slow grammars have threads of their own, so that masks of others do not wait for theirs.
         self._quick, self._slow = (
             _Lane(name, Readers(llguidance, self._tokenizer))
-            for name in ("stars-grammar", "stars-slow-grammar")
+            for name in ("grammar", "slow-grammar")
         )
         self._compiled: OrderedDict[str, GrammarState] = OrderedDict()
         self._known: dict[int, tuple[weakref.ref[Any], GrammarState]] = {}  # by identity
@@ -168,7 +168,7 @@ class _Lane:
     """Threads that compute masks: one that takes one batch after the other, and its readers."""
 
     def __init__(self, name: str, readers: Readers) -> None:
-        self.thread, self.readers = BackgroundThread(name), readers
+        self.thread, self.readers = BackgroundThreads(name), readers
 
 
 def _forget(known: dict[int, Any], key: int, _: object) -> None:

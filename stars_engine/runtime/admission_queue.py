@@ -7,8 +7,8 @@ from collections.abc import Callable
 from threading import Lock
 
 from stars_engine.errors import QueueFullError
-from stars_engine.runtime.futures import set_result
 from stars_engine.runtime.request_group import RequestGroup, engine_closed_error
+from stars_engine.threads.future_outcomes import set_result
 
 EXTRA = 8  # one place more for so many, for groups without an admitted rollout
 

@@ -26,9 +26,7 @@ from stars_engine.rewards.base import RewardModel
 from stars_engine.rewards.reward_requests import RoutedRequest
 from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.admission_queue import AdmissionQueue
-from stars_engine.runtime.background import Background
 from stars_engine.runtime.core_factory import new_core
-from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.input_processor import InputProcessor
 from stars_engine.runtime.models import Models
 from stars_engine.runtime.request_group import RequestGroup, RewardSource, engine_closed_error
@@ -37,6 +35,8 @@ from stars_engine.runtime.score_job import ScoreJobs, Services
 from stars_engine.runtime.score_queue import ScoreQueue
 from stars_engine.runtime.stats import EngineStats, server_counts
 from stars_engine.runtime.time_slices import TimeSlices, slice_s
+from stars_engine.threads.background_threads import BackgroundThreads
+from stars_engine.threads.future_outcomes import set_exception, set_result
 from stars_engine.types import FinishReason
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class EngineLoop:
         self.admission = AdmissionQueue(
             params.max_waiting, lambda group: self.post(partial(self._on_first_admitted, group))
         )
-        self.background = Background(lambda: self._is_busy)
+        self.background = BackgroundThreads("prepare", max_workers=2, is_busy=lambda: self._is_busy)
         self._inputs = InputProcessor(
             self.admission,
             self.get_models,

@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import Future
 from threading import Lock
 
-from stars_engine.runtime.futures import set_result
+from stars_engine.threads.future_outcomes import set_result
 from stars_engine.types import SegmentEvent
 
 

@@ -6,12 +6,11 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from functools import partial
+from concurrent.futures import Future
 from threading import RLock, Thread
 from typing import Any, TypeVar
 
-from stars_engine.errors import Interrupted, is_for_program
+from stars_engine.errors import Interrupted
 from stars_engine.protocols import read_optional
 from stars_engine.runtime.forks import check_process
 
@@ -109,27 +108,3 @@ def _start_callbacks(future: Future[Any]) -> None:
 def _is_of_asyncio(callback: object) -> bool:
     """Whether a callback was added by `asyncio.wrap_future`, which only wakes an event loop."""
     return bool(read_optional(callback, "__module__") == "asyncio.futures")
-
-
-def set_result(future: Future[Any], value: Any) -> None:
-    """Set a result, unless the future is done or cancelled."""
-    _set_outcome(future, partial(future.set_result, value))
-
-
-def set_exception(future: Future[Any], error: BaseException) -> None:
-    """Set an exception, unless the future is done or cancelled."""
-    _set_outcome(future, partial(future.set_exception, error))
-
-
-def _set_outcome(future: Future[Any], outcome: Callable[[], None]) -> None:
-    """Set an outcome; log errors of callbacks, which are third-party code."""
-    if future.done():
-        return
-    try:
-        outcome()
-    except InvalidStateError:
-        pass  # cancelled since the check
-    except BaseException as error:
-        if is_for_program(error):
-            raise
-        logger.exception("A callback of a future failed")

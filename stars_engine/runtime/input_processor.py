@@ -15,10 +15,10 @@ from stars_engine.core.memory_budget import MemoryBudget
 from stars_engine.core.request_errors import as_request_error
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.admission_queue import AdmissionQueue
-from stars_engine.runtime.background import Background
-from stars_engine.runtime.futures import set_result
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.rollout_creation import read_prompts, unread_prompts
+from stars_engine.threads.background_threads import BackgroundThreads
+from stars_engine.threads.future_outcomes import set_result
 
 GetModels = Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
 
@@ -42,7 +42,7 @@ class InputProcessor:
         on_read: Callable[[RequestGroup], None],
         *,
         params: EngineParams,
-        background: Background,
+        background: BackgroundThreads,
         post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._admission, self._get_models, self._on_read = admission, get_models, on_read

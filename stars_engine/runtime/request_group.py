@@ -29,8 +29,9 @@ from stars_engine.messages import Chat
 from stars_engine.rewards.base import RewardModel
 from stars_engine.runtime.answers import PendingAnswers, RequestOutput
 from stars_engine.runtime.event_queue import EventQueue
-from stars_engine.runtime.futures import RequestFuture, set_exception, set_result
+from stars_engine.runtime.futures import RequestFuture
 from stars_engine.schedules import AutoSchedule
+from stars_engine.threads.future_outcomes import set_exception, set_result
 from stars_engine.types import Prompt, SegmentEvent, StarsResult
 
 PromptFormat = Literal["auto", "chat", "raw", "rendered"]

@@ -29,7 +29,7 @@ from stars_engine.rewards.reward_requests import (
     by_reward,
     single_models,
 )
-from stars_engine.runtime.worker_pool import Task, WorkerPool, current_executor
+from stars_engine.threads.worker_pool import Task, WorkerPool, current_executor
 
 logger = logging.getLogger(__name__)
 

@@ -31,15 +31,15 @@ from stars_engine.grammars import Grammars
 from stars_engine.messages import Tool
 from stars_engine.problems import run_without_exits
 from stars_engine.runtime.answers import CheckedPrompt, empty_prompts
-from stars_engine.runtime.background import Background
 from stars_engine.runtime.request_group import PromptRequest, RequestGroup
 from stars_engine.schema_formats.shortest import shortest_value
+from stars_engine.threads.background_threads import BackgroundThreads
 
 
 def read_prompts(
     group: RequestGroup,
     model: PromptedModel,
-    background: Background,
+    background: BackgroundThreads,
     *,
     max_rows: int,
     budget: MemoryBudget | None = None,
@@ -86,7 +86,7 @@ def unread_prompts(group: RequestGroup) -> None:
 def _read_prompt(
     group: RequestGroup,
     model: PromptedModel,
-    background: Background,
+    background: BackgroundThreads,
     *,
     index: int,
     prompt_index: int,

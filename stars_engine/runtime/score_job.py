@@ -18,9 +18,9 @@ from stars_engine.rewards.reward_requests import (
     probes_of,
     split_composites,
 )
-from stars_engine.runtime.background import Background
-from stars_engine.runtime.futures import set_exception, set_result
 from stars_engine.runtime.request_group import RewardSource
+from stars_engine.threads.background_threads import BackgroundThreads
+from stars_engine.threads.future_outcomes import set_exception, set_result
 from stars_engine.types import RewardInput, Score
 
 BATCH = 16  # texts that are scored between two steps, at most
@@ -43,7 +43,7 @@ class Services(NamedTuple):
     get_models: Callable[[RewardSource, float], tuple[PromptedModel, RewardModel]]
     score: Callable[[Sequence[RoutedRequest]], None]
     post: Callable[[Callable[[], None]], None]
-    background: Background
+    background: BackgroundThreads
 
 
 class ScoreJobs:

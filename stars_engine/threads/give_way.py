@@ -19,6 +19,6 @@ def give_way() -> None:
         pause()
 
 
-def set_pause(pause: Callable[[], None]) -> None:
-    """Set what `give_way` does on the current thread."""
+def set_pause(pause: Callable[[], None] | None) -> None:
+    """Set what `give_way` does on the current thread; None for nothing."""
     _local.pause = pause

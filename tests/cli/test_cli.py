@@ -122,7 +122,10 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--beta", "-1"], ["beta", "-1", ">= 0"]),
+        (["--beta", "-1"], ["--beta", "-1", ">= 0"]),
+        (["--temperature", "-1"], ["--temperature: -1.0", ". --temperature: temperature of"]),
+        (["--seed", "-1"], ["--seed: -1", "< 9223372036854775808. --seed", "without one, a new"]),
+        (["--schedule", "nowhere.yaml"], ["No such file or directory. Hint: check the path"]),
         (["--on-exhausted", "hope"], ["'hope'", "'best'"]),
         (["--threshold", "1", "--target", "2"], ["--threshold", "--target"]),
         (["--initial", "1"], ["--target"]),
@@ -172,11 +175,11 @@ def test_a_failing_reward_module_gives_one_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoding", "commands"),
     [
-        ("cp1252", ["prompt", "fallback"]),
-        ("utf-8", ["prompt", "fallback"]),
+        ("cp1252", ["prompt"]),
+        pytest.param("cp1252", ["fallback"], marks=pytest.mark.slow),
+        pytest.param("utf-8", ["prompt", "fallback"], marks=pytest.mark.slow),
         pytest.param("ascii", ["demo", "prompt", "fallback"], marks=pytest.mark.slow),
     ],
-    ids=["cp1252", "utf-8", "ascii"],
 )
 def test_a_terminal_that_cannot_encode_a_character(encoding: str, commands: list[str]) -> None:
     code = (  # as PYTHONIOENCODING does
@@ -197,7 +200,8 @@ def test_a_terminal_that_cannot_encode_a_character(encoding: str, commands: list
         run = run_python(code, *arguments[command], env={**os.environ, "NO_COLOR": "1"})
         assert run.returncode == (3 if command == "fallback" else 0), run.stderr
         assert "Traceback" not in run.stderr
-    assert StarsResult.model_validate_json(run.stdout).text.endswith("é🙂")
+        if command == "fallback":
+            assert StarsResult.model_validate_json(run.stdout).text.endswith("é🙂")
 
 
 def test_an_empty_stdin_is_an_error() -> None:

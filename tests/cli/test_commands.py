@@ -15,7 +15,7 @@ from stars_engine import SamplingParams, StarsConfig, StarsEngine
 from stars_engine.cli.app import COMMANDS, app
 from stars_engine.cli.hints import in_options
 from stars_engine.cli.lazy import LazyCommand
-from stars_engine.cli.messages import Messages
+from stars_engine.cli.messages import Messages, messages
 from stars_engine.trace import write_jsonl
 from tests.support.processes import stars
 
@@ -168,7 +168,7 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
         assert segment.text in run.stdout
         for attempt in segment.attempts:
             assert repr(attempt.text) in run.stdout
-    for word in ("x-1", "The plot", f"{result.usage.num_drafted_tokens} drafted"):
+    for word in ("x-1  The plot", f"{result.usage.num_drafted_tokens} drafted"):
         assert word in run.stdout
     refused = result.replace(segments=(), abandoned_attempts=result.segments[0].attempts)
     write_jsonl([refused], trace)
@@ -179,6 +179,9 @@ def test_show_prints_segments_drafts_and_costs(engine: StarsEngine, tmp_path: Pa
     page = tmp_path / "trace.html"
     assert CliRunner().invoke(app, ["show", str(trace), "--html", str(page)]).exit_code == 0
     assert "x-1" in page.read_text()
+    (tmp_path / "other.txt").write_text("nothing of this kind\n")
+    other = CliRunner().invoke(app, ["show", str(tmp_path / "other.txt")])
+    assert "Hint: give what --trace or --json wrote" in str(other.exception)
     refused = CliRunner().invoke(app, ["show", str(trace), "--html", "page.txt"])
     assert refused.exit_code != 0
 
@@ -234,6 +237,7 @@ main()
         (["generate", "x"], "loading stars:embedded-lm"),
         (["calibrate"], "loading stars:embedded-lm"),
         (["train-guide"], "loading stars:embedded-lm"),
+        (["train-guide", "--judge", "./judge"], "checking --judge ./judge"),
         (["demo"], "STARS demo"),
         (["doctor"], "transformers"),
         (["serve", "--port", "0"], "starting the server"),
@@ -250,3 +254,19 @@ def test_commands_say_something_before_they_import_what_takes_long(
     )
     assert run.returncode == 9, run.stderr
     assert words in run.stdout + run.stderr
+
+
+def test_a_second_fit_says_that_it_repeats_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: object) -> None:
+        raise InterruptedError
+
+    said: list[str] = []
+    monkeypatch.setattr(messages, "say", said.append)
+    monkeypatch.setattr("stars_engine.cli.train_guide.loaded", stop)
+    for expected in ([], [f"{tmp_path} holds a guide"]):
+        run = CliRunner().invoke(app, ["train-guide", "--out", str(tmp_path)])
+        assert isinstance(run.exception, InterruptedError)
+        assert [text.partition(":")[0] for text in said] == expected
+        (tmp_path / "report.json").write_text("{}")

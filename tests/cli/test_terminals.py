@@ -23,6 +23,7 @@ from stars_engine.cli.demo import show_answers
 from stars_engine.cli.messages import Messages
 from stars_engine.cli.prompts import PromptRecord
 from stars_engine.trace import transcript
+from tests.support.marks import slow_but_first
 from tests.support.processes import stars
 
 NASTY = {
@@ -139,8 +140,9 @@ def test_the_transcript_shows_control_characters() -> None:
         assert not RAW & set(transcript(answer(text)))
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize("num_prompts", [1, 2])
+@pytest.mark.parametrize(
+    ("num_prompts", "as_json"), slow_but_first([(1, True), (1, False), (2, True), (2, False)])
+)
 def test_generate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_prompts: int, as_json: bool
 ) -> None:
@@ -198,8 +200,12 @@ def on_a_terminal(arguments: list[str], cwd: Path) -> bytes:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["generate", "PROMPT", "--max-tokens", "8", "-n", "2"],
-        ["generate", "PROMPT", "--max-tokens", "8", "-n", "2", "--json"],
+        pytest.param(
+            ["generate", "PROMPT", "--max-tokens", "8", "-n", "2"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["generate", "PROMPT", "--max-tokens", "8", "-n", "2", "--json"], marks=pytest.mark.slow
+        ),
         ["generate", "ok", "PROMPT"],
         ["generate", "--prompts", "PROMPT"],
         ["generate", "ok", "--config", "PROMPT"],
@@ -220,6 +226,7 @@ def test_a_real_terminal_gets_no_escape_sequence(tmp_path: Path, arguments: list
     assert not {"\x07", "\x9b", "\u202e"} & set(found)
 
 
+@pytest.mark.slow
 def test_a_file_gets_the_prompt_unchanged(tmp_path: Path) -> None:
     text = "\x1b[31mThe film\x1b[0m\u202e"
     run = stars("generate", text, "--max-tokens", "4", "-n", "2", cwd=tmp_path)
@@ -234,6 +241,7 @@ def test_a_full_standard_output_is_reported(tmp_path: Path) -> None:
     assert "Exception ignored" not in run.stderr
 
 
+@pytest.mark.slow
 def test_a_full_trace_loses_no_answer(tmp_path: Path) -> None:
     run = stars("generate", "The film", "--max-tokens=4", "-n3", "--trace=/dev/full", cwd=tmp_path)
     assert run.returncode == 2

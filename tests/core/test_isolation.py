@@ -44,10 +44,9 @@ from stars_engine.json_schema.compiling import json_rules
 from stars_engine.json_schema.rules import Rules
 from stars_engine.rewards.prompt_cutting import PromptCutter
 from stars_engine.runtime.answers import CheckedPrompt
-from stars_engine.runtime.background import Background
 from stars_engine.runtime.limits import LONG_TEXT
 from stars_engine.runtime.output_processor import OutputProcessor
-from stars_engine.threads.background_thread import BackgroundThread
+from stars_engine.threads.background_threads import BackgroundThreads
 from stars_engine.threads.give_way import give_way
 from stars_engine.tokenization.added_tokens import MarkedEncoder
 from stars_engine.tokenization.codec import Codec
@@ -537,7 +536,7 @@ def test_stop_strings_that_begin_each_other_are_found_by_few_comparisons() -> No
 
 
 def test_background_work_that_nobody_needs_ends() -> None:
-    background = Background(lambda: False)
+    background = BackgroundThreads("test")
     started, ended = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -551,7 +550,7 @@ def test_background_work_that_nobody_needs_ends() -> None:
     for stop in ("cancel", "close"):
         started.clear()
         ended.clear()
-        future = background.submit(work, "somebody")
+        future = background.submit(work)
         assert started.wait(60)
         future.cancel() if stop == "cancel" else background.close()
         assert ended.wait(60)
@@ -582,10 +581,8 @@ def test_background_threads_have_a_low_priority() -> None:
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    background, thread = Background(lambda: False), BackgroundThread("grammar")
+    background = BackgroundThreads("test")
     before = niceness()
-    assert background.submit(niceness, "somebody").result(60) > before
-    assert thread.submit(niceness).result(60) > before
+    assert background.submit(niceness).result(60) > before
     assert niceness() == before
     background.close()
-    thread.close()

@@ -19,6 +19,7 @@ from stars_engine import (
     TransformersModel,
 )
 from tests.support.engines import LONG, NEVER, SHORT, wait_until, with_reward
+from tests.support.marks import slow_but_first
 
 
 def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
@@ -37,7 +38,7 @@ def test_a_slow_reward_delays_only_its_own_request(engine: StarsEngine) -> None:
         assert waiting.result()[0].reward == 1.0
 
 
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", slow_but_first([False, True]))
 def test_a_reward_that_hangs_fails_only_its_request(engine: StarsEngine, batched: bool) -> None:
     release = threading.Event()
 

@@ -35,9 +35,9 @@ from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.offline import stars
 from stars_engine.core.request import Request, RequestQueue
 from stars_engine.runtime.engine_loop import EngineLoop
-from stars_engine.runtime.worker_pool import Task, WorkerPool
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
+from stars_engine.threads.worker_pool import Task, WorkerPool
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput
 from tests.support.rollouts import make_rollout
@@ -272,7 +272,7 @@ def test_a_tokenizer_that_exits_while_texts_are_scored_fails_only_that_call(
         StarsConfig(align=PLAIN), model=exits_on_bad.model, reward=exits_on_bad.reward
     ) as mine:
         mine.load()
-        other = mine.submit("good", sampling=LONG)
+        other = mine.submit("good", sampling=SHORT.replace(max_tokens=64))
         with pytest.raises(GenerationError, match="scoring failed"):
             asyncio.run(asyncio.wait_for(mine.ascore("bad", ["good"]), AT_ONCE_S))
         assert other.result(timeout=60)[0].text

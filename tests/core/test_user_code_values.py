@@ -28,6 +28,7 @@ from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.rewards.base import as_number
 from stars_engine.scalars import real_number
+from tests.support.marks import slow_but_first
 
 NO_NUMBERS = [
     "1.0",
@@ -85,7 +86,7 @@ def test_numbers(value: object) -> None:
     assert type(as_number(value)) is float
 
 
-@pytest.mark.parametrize("value", ["1.0", b"1", " 1_0 "])
+@pytest.mark.parametrize("value", slow_but_first(["1.0", b"1", " 1_0 "]))
 def test_callables_that_return_texts_get_the_error(engine: StarsEngine, value: object) -> None:
     short = SamplingParams(max_tokens=8, seed=0)
     align = AlignParams(schedule=FunctionSchedule(function=lambda _: value))

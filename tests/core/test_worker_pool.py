@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from stars_engine.runtime.worker_pool import MIN_HUNG, Task, WorkerPool, current_executor
+from stars_engine.threads.background_threads import BackgroundThreads
+from stars_engine.threads.worker_pool import MIN_HUNG, Task, WorkerPool, current_executor
 from tests.support.engines import wait_until
 
 
@@ -122,3 +125,17 @@ def test_submitted_tasks_finish_before_the_threads_end(pools: Any) -> None:
     pool.release.set()
     pool.workers.join(time.monotonic() + 10)
     assert len(pool.started) == 6
+
+
+def test_background_threads_keep_nothing_of_their_work_and_end_with_their_owner() -> None:
+    class Value:
+        pass
+
+    background = BackgroundThreads("test")
+    found = weakref.ref(background.submit(Value).result(60))
+    wait_until(lambda: found() is None)
+    (thread,) = background.threads
+    del background
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()

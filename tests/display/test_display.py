@@ -9,7 +9,7 @@ import pytest
 
 from stars_engine import AlignParams, CalibratedSchedule, SamplingParams, StarsEngine, StarsResult
 from stars_engine.display.charts import reward_chart
-from stars_engine.display.results import rejection_of, results_page
+from stars_engine.display.results import prompt_of, rejection_of, results_page
 from stars_engine.trace import transcript
 
 
@@ -68,6 +68,14 @@ def test_the_page_escapes_what_models_write(result: StarsResult) -> None:
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
     assert "://" not in page  # self-contained
+
+
+def test_an_answer_begins_on_its_own_line_unless_it_continues_the_prompt(
+    result: StarsResult,
+) -> None:
+    for text, shown in ((" was good.", "The plot"), ("It was good.", "The plot\n")):
+        assert prompt_of(result.replace(text=text, prompt="The plot")) == shown
+    assert prompt_of(result.replace(prompt=None)) == ""
 
 
 def test_a_forced_segment_is_red(engine: StarsEngine) -> None:

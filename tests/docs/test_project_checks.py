@@ -154,9 +154,20 @@ def test_the_dockerfile_installs_extras_that_exist_with_the_constraints() -> Non
     instructions = dockerfile()
     [extras] = [found.removeprefix("EXTRAS=") for name, found in instructions if name == "ARG"]
     assert set(extras.split(",")) <= set(PYPROJECT["project"]["optional-dependencies"])
-    installs = [found for name, found in instructions if name == "RUN" and "pip install" in found]
+    installs = [found for name, found in instructions if "pip install -c" in found]
     assert len(installs) == 2
     assert all('pip install -c constraints.txt ".[${EXTRAS}]"' in found for found in installs)
+
+
+def test_the_dockerfile_installs_packages_before_it_copies_the_source() -> None:
+    """A change of the source would otherwise download torch again."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    base, *stages = text.split("\nFROM ")
+    assert "COPY stars_engine" not in base
+    assert len(stages) == 3
+    for stage in stages[1:]:
+        steps = ["pip install -c", "COPY README.md", "COPY stars_engine", "install --no-deps"]
+        assert sorted(steps, key=stage.index) == steps
 
 
 def workflow() -> dict[str, Any]:

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
-from stars_engine import ConfigError, MissingExtraError
+from stars_engine import ConfigError, MissingExtraError, ModelLoadError
 from stars_engine.cli.app import app
+from stars_engine.cli.messages import messages
 from tests.support.evaluation import SPEED
 from tests.support.processes import COMMAND
 
@@ -53,6 +55,36 @@ def rows(directory: Path) -> list[dict[str, str]]:
     """The table of arms, without figures of time and of drafts that were not needed."""
     found = csv.DictReader((directory / "arms.csv").read_text().splitlines())
     return [{key: value for key, value in row.items() if not SPEED.search(key)} for row in found]
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        ("tone=json:typo", ["--judge tone=json:typo", "no attribute 'typo'"]),
+        ("tone=./nowhere", ["--judge tone=./nowhere", "no such directory"]),
+    ],
+)
+def test_judges_of_options_are_checked_first(folder: Path, judge: str, words: list[str]) -> None:
+    with pytest.raises(ModelLoadError) as found:
+        run("compare", "--recipe", "small.yaml", "--judge", judge)
+    said = messages._translated(str(found.value))
+    assert all(word in said for word in words)
+    assert not (folder / "evaluations").exists()
+
+
+def test_judges_and_rewards_of_a_recipe_are_checked_before_a_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[object] = []
+    monkeypatch.setattr("stars_engine.engine.handle._load_model", loads.append)
+    judged = yaml.safe_load(RECIPE) | {"judges": {"tone": "json:typo"}}
+    steered = yaml.safe_load(RECIPE)
+    steered["arms"]["other"] = {"kind": "stars", "reward": "json:typo"}
+    for number, recipe in enumerate((judged, steered)):
+        (folder / "wrong.yaml").write_text(yaml.safe_dump(recipe))
+        with pytest.raises(ModelLoadError, match="json:typo"):
+            run("compare", "--recipe", "wrong.yaml", "--out", str(number))
+    assert loads == []
 
 
 @pytest.mark.slow
@@ -95,6 +127,19 @@ def test_the_config_of_a_report_runs_the_same_evaluation(folder: Path) -> None:
     assert "to do" not in again.stderr  # nothing was generated
     assert "all 16 answers and their scores were stored; no model was loaded" in again.stderr
     assert rows(folder / "one") == first
+
+
+@pytest.mark.slow
+def test_a_report_shows_trust_as_advice_and_tables(folder: Path) -> None:
+    recipe = yaml.safe_load(RECIPE) | {"trust": {"num_prompts": 4, "num_answers": 4}}
+    del recipe["arms"]["blockwise"]
+    (folder / "trust.yaml").write_text(yaml.safe_dump(recipe))
+    run("compare", "--recipe", "trust.yaml", "--out", "out")
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count("<pre") == 1  # the recipe
+    assert "<ul><li>" in page
+    assert "<th>segment_len</th><th class='number'>advantage" in page
+    assert "&lt;th" not in page
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tests.support.grammars import held, texts
+from tests.support.marks import slow_but_first
 from tests.support.random_models import random_model, random_source
 
 NUM_MODELS = int(os.environ.get("STARS_RANDOM_MODELS", "200").rpartition(":")[2])
 BATCH = 50
 
 
-@pytest.mark.parametrize("first", range(0, NUM_MODELS, BATCH))
+@pytest.mark.parametrize("first", slow_but_first(range(0, NUM_MODELS, BATCH)))
 def test_answers_validate_against_their_models(first: int) -> None:
     num_held = num_texts = 0
     for seed in range(first, first + BATCH):

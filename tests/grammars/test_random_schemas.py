@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.grammars import accepts, check, held, texts
+from tests.support.marks import slow_but_first
 from tests.support.random_schemas import LEAVES, random_document
 from tests.support.shared_files import SHARED
 
@@ -36,7 +37,7 @@ def test_few_documents_have_every_kind_of_schema() -> None:
         assert f'"{keyword}": ' in text, keyword
 
 
-@pytest.mark.parametrize("first", range(0, NUM_SCHEMAS, BATCH))
+@pytest.mark.parametrize("first", slow_but_first(range(0, NUM_SCHEMAS, BATCH)))
 def test_random_schemas_are_enforced_or_refused(first: int) -> None:
     num_held = num_texts = 0
     for seed in range(first, first + BATCH):

@@ -104,6 +104,7 @@ def new_local(engine: StarsEngine) -> StarsEngine:
     return StarsEngine(config, model=engine.model, reward=engine.reward)
 
 
+@pytest.mark.slow
 def test_greedy_text_equals_the_local_text(
     new_engine: Callable[..., StarsEngine], engine: StarsEngine
 ) -> None:

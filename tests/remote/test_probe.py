@@ -20,6 +20,7 @@ from stars_engine import (
 from stars_engine.backends.server import ServerBackend
 from stars_engine.cli.doctor import doctor_command
 from stars_engine.rewards.server import ServerRewardModel
+from tests.support.marks import slow_but_first
 from tests.support.model_servers import TestServer
 from tests.support.server_faults import Faults, Served
 from tests.support.serving import classifier_scores, serving
@@ -75,15 +76,17 @@ def new_reward(reward_server: TestServer) -> Iterator[Callable[..., ServerReward
 
 @pytest.mark.parametrize(
     ("faults", "said", "hint"),
-    [
-        (Faults(no_ids=True), "no usable token ids", "returns ids"),
-        (Faults(num_choices=2), "2 choices where one was asked for", "dialect"),
-        (Faults(one_seed=True), "draws the same tokens with 5 seeds", "fixed seed"),
-        (Faults(ignores_seed=True), "when the same seed is sent again", "needs_seed=False"),
-        (Faults(other_tokenizer=True), "has a different tokenizer", "tokenizer_name_or_path"),
-        (Faults(malformed=True), "malformed answer", "check that the server runs"),
-        (Faults(status=500), "status 500: ", "check that the server runs"),
-    ],
+    slow_but_first(
+        [
+            (Faults(no_ids=True), "no usable token ids", "returns ids"),
+            (Faults(num_choices=2), "2 choices where one was asked for", "dialect"),
+            (Faults(one_seed=True), "draws the same tokens with 5 seeds", "fixed seed"),
+            (Faults(ignores_seed=True), "when the same seed is sent again", "needs_seed=False"),
+            (Faults(other_tokenizer=True), "has a different tokenizer", "tokenizer_name_or_path"),
+            (Faults(malformed=True), "malformed answer", "check that the server runs"),
+            (Faults(status=500), "status 500: ", "check that the server runs"),
+        ]
+    ),
 )
 def test_wrong_language_models(
     new_model: Callable[..., ServerBackend], faults: Faults, said: str, hint: str
@@ -94,6 +97,7 @@ def test_wrong_language_models(
     assert hint in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_context_shorter_than_configured(new_model: Callable[..., ServerBackend]) -> None:
     with pytest.raises(ModelLoadError, match=r"at most 512 tokens, but context_len=4096") as caught:
         new_model(context_len=4096)
@@ -107,6 +111,7 @@ def test_another_name_of_the_model(new_model: Callable[..., ServerBackend]) -> N
     assert "served_model" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_seeds_without_effect_can_be_allowed(new_model: Callable[..., ServerBackend]) -> None:
     assert not new_model(Faults(ignores_seed=True), needs_seed=False).probed.seeded
 
@@ -132,12 +137,14 @@ def test_two_servers_that_differ(
 
 @pytest.mark.parametrize(
     ("faults", "said", "hint"),
-    [
-        (Faults(sigmoid=True), "returns probabilities", "use_activation"),
-        (Faults(hidden_states=True), "returns 16 numbers for each text", "hidden states"),
-        (Faults(chunk_len=200), "chunked prefill changes rewards", "--max-num-batched-tokens"),
-        (Faults(other_tokenizer=True), "has a different tokenizer", "tokenizer_name_or_path"),
-    ],
+    slow_but_first(
+        [
+            (Faults(sigmoid=True), "returns probabilities", "use_activation"),
+            (Faults(hidden_states=True), "returns 16 numbers for each text", "hidden states"),
+            (Faults(chunk_len=200), "chunked prefill changes rewards", "--max-num-batched-tokens"),
+            (Faults(other_tokenizer=True), "has a different tokenizer", "tokenizer_name_or_path"),
+        ]
+    ),
 )
 def test_wrong_rewards(
     new_reward: Callable[..., ServerRewardModel], faults: Faults, said: str, hint: str
@@ -157,6 +164,7 @@ def test_a_label_that_the_model_lacks(new_reward: Callable[..., ServerRewardMode
         new_reward(label=1)
 
 
+@pytest.mark.slow
 def test_the_key_is_sent_and_never_shown(engine: StarsEngine, monkeypatch: Any) -> None:
     key = "sk-Secret0123456789"
     served = Served(engine.model, codec=engine.model.codec, api_key=key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.algorithm.verification import NumDrafts
@@ -11,6 +11,7 @@ from stars_engine.backends.base import LanguageModel
 from stars_engine.core.autotune.acceptance_estimates import AcceptanceEstimates, SegmentDraws
 from stars_engine.core.autotune.allocation import Chances, allocate_rows
 from stars_engine.core.autotune.cost_probe import probe_costs
+from stars_engine.core.autotune.load_costs import LoadCosts
 from stars_engine.core.autotune.step_costs import StepCosts
 from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.request import Request
@@ -36,6 +37,7 @@ class CandidateAutotuner:
 
     def __init__(self) -> None:
         self._costs, self._estimates = StepCosts(), AcceptanceEstimates()
+        self._load_costs = LoadCosts()
         self.limits = StepLimits(self._costs)
         self._has_probed = False
         self._hashed: tuple[BaseSchedule, str] | None = None  # the latest schedule and its hash
@@ -58,8 +60,9 @@ class CandidateAutotuner:
             bounds: How many candidates each request may draft.
             model: The language model.
             max_rows: Maximum number of candidates in total; None for no limit.
-            in_flight: How many candidates of other requests an asynchronous model drafts; None
-                for a model that answers at once. The former is not measured beforehand.
+            in_flight: How many candidates of other requests are under way with an asynchronous
+                model, drafted or scored; None for a model that answers at once. The former is not
+                measured beforehand.
         """
         bounds = [_bounded(item, request) for item, request in zip(bounds, requests, strict=True)]
         if all(least == most for least, most in bounds):
@@ -67,9 +70,11 @@ class CandidateAutotuner:
         if in_flight is None and not self._has_probed:
             self._has_probed = True
             self._costs.probed = probe_costs(model, max_rows)
-        # Latencies of an asynchronous model are recorded for one request at a time.
-        measured = requests if in_flight is None else requests[:1]
-        curve = self._costs.curve(_num_tokens([request.rollout for request in measured]))
+        cost: Callable[[int], float]
+        if in_flight is None:
+            cost = self._costs.curve(_num_tokens([request.rollout for request in requests]))
+        else:
+            cost = self._load_costs.curve(len(requests) + len(in_flight))
         chances = [
             Chances(*item, self.acceptance(request))
             for item, request in zip(bounds, requests, strict=True)
@@ -78,7 +83,7 @@ class CandidateAutotuner:
             Chances(count, count, self.acceptance(request))
             for request, count in (in_flight or {}).items()
         ]
-        return allocate_rows(chances, curve, max_rows)[: len(requests)]
+        return allocate_rows(chances, cost, max_rows)[: len(requests)]
 
     def draft_s(self, request: Request, num_tokens: int) -> float:
         """Return the expected seconds of a draft of one row; inf if no step was measured."""
@@ -110,11 +115,14 @@ class CandidateAutotuner:
             draws = SegmentDraws(index, len(attempts), accepted)
             self._estimates.note(self._settings(rollout, reward), draws)
 
-    def extra_cost(self, request: Request, num_rows: int, count: int) -> float:
-        """Return by how many seconds further rows slow down a step."""
-        curve = self._costs.curve(_num_tokens([request.rollout]))
-        per_token_s = curve.on_line(num_rows + count) - curve.on_line(max(1, num_rows))
-        return max(0.0, per_token_s) * request.rollout.align.row_len
+    def note_load(self, request: Request, load: float, own: int, seconds: float) -> None:
+        """Record the time to a verdict with an asynchronous model; see `LoadCosts.note`."""
+        self._load_costs.note(load, own, seconds / request.rollout.align.row_len)
+
+    def extra_s(self, request: Request, num_requests: int) -> float:
+        """Return by how many seconds a further candidate prolongs each request under way."""
+        per_token_s = self._load_costs.candidate_s(num_requests)
+        return per_token_s * request.rollout.align.row_len
 
     def acceptance(self, request: Request) -> float:
         """Return the probability that the next draw of a request is accepted."""

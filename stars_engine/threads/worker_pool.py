@@ -1,4 +1,4 @@
-"""A pool of threads for third-party code, which may be slow or hang."""
+"""A pool of threads for work that may be slow or hang, such as third-party code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from threading import Condition, Event, Thread, current_thread
 
-from stars_engine.errors import Interrupted
+from stars_engine.problems import Interrupted
 from stars_engine.threads.priority import lower_priority
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class WorkerPool:
         self._threads: list[Thread] = []
         self._hung: list[Thread] = []
         self._num_idle = 0
-        self._outstanding: list[Task] = []
+        self._outstanding: dict[Task, None] = {}  # in order of submission
         self.closing = Event()
 
     @property
@@ -129,7 +129,7 @@ class WorkerPool:
     def submit(self, task: Task) -> None:
         """Submit a task."""
         with self._changed:
-            self._outstanding.append(task)
+            self._outstanding[task] = None
             self._queued.setdefault(task.owner, deque()).append(task)
             self._wake()
 
@@ -141,10 +141,9 @@ class WorkerPool:
         """
         overdue, soonest = [], None
         with self._changed:
-            self._outstanding = [task for task in self._outstanding if not task.ended]
             unwanted = [task for task in self._outstanding if not task.is_wanted()]
             stuck = self._capacity == 0
-            for task in self._outstanding:
+            for task in list(self._outstanding):
                 remaining = task.remaining_s(stuck=stuck)
                 if remaining is not None and remaining <= 0:
                     self._expire(task)
@@ -155,7 +154,9 @@ class WorkerPool:
             if task.cancel is not None:
                 task.cancel()
         for task in overdue:
-            logger.warning("A reward took longer than %s s and was given up", task.timeout_s)
+            logger.warning(
+                "%s: a call took longer than %s s and was given up", self._name, task.timeout_s
+            )
             task.on_timeout(task)
         return soonest
 
@@ -170,7 +171,7 @@ class WorkerPool:
         for thread in self.threads:
             thread.join(max(0.0, until_s - time.monotonic()))
             if thread.is_alive():
-                logger.warning("%s is still running a reward and is abandoned", thread.name)
+                logger.warning("%s is still busy and is abandoned", thread.name)
 
     # --- call with the lock held ---
 
@@ -215,6 +216,7 @@ class WorkerPool:
 
     def _end(self, task: Task) -> None:
         task.ended = True
+        del self._outstanding[task]
         self._busy[task.owner] -= 1
         if not self._busy[task.owner]:
             del self._busy[task.owner]
@@ -222,6 +224,7 @@ class WorkerPool:
     def _expire(self, task: Task) -> None:
         if task.worker is None:  # it has not started
             task.ended = True
+            del self._outstanding[task]
             self._queued[task.owner].remove(task)
             if not self._queued[task.owner]:
                 del self._queued[task.owner]
@@ -254,6 +257,7 @@ class WorkerPool:
                     return
                 self._end(task)
                 self._changed.notify()
+            del task  # nothing of it lives on while the thread waits
 
     def _wait_for_task(self) -> Task | None:
         """Wait for a task; return None when the pool is closed and empty."""
