@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.config import AlignParams, ModelConfig, RewardConfig
+from stars_engine.config import AlignParams, Alternative, ModelConfig, RewardConfig
 from stars_engine.config.presets import preset
 from stars_engine.config.rewards import as_reward
 from stars_engine.config.root import as_model
@@ -62,6 +62,11 @@ class BaseArm(Schema):
         return as_reward(value)
 
     @property
+    def has_recipe_models(self) -> bool:
+        """Whether the language model and the guide are those of the recipe, unchanged."""
+        return self.model is None and self.reward is None and not self.prefix_noise
+
+    @property
     def base_align(self) -> AlignParams | None:
         """Acceptance settings before thresholds are resolved; None for the recipe's."""
         return AlignParams(schedule=NoSchedule())
@@ -77,13 +82,29 @@ class BaseArm(Schema):
         return 0.0
 
 
-class VanillaArm(BaseArm):
+class PlainArm(BaseArm):
+    """What arms without acceptance settings of their own share."""
+
+    alternatives: tuple[Alternative, ...] | None = Field(
+        default=None,
+        description="other prompts or openings from which draws are proposed; a share of 1 "
+        "replaces the prompt; None: those of the recipe's `config.align`",
+        examples=[[{"system": "Decline what could harm someone.", "share": 1.0}]],
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        AlignParams(alternatives=self.alternatives or ())
+        return self
+
+
+class VanillaArm(PlainArm):
     """Plain sampling; with `model`, of another model."""
 
     kind: Literal["vanilla"] = "vanilla"
 
 
-class BestOfNArm(BaseArm):
+class BestOfNArm(PlainArm):
     """Sample whole answers and keep the one with the highest reward."""
 
     kind: Literal["best_of_n"] = "best_of_n"
@@ -151,7 +172,7 @@ class StarsArm(BaseArm):
         return self.tilt
 
 
-class RejectionArm(BaseArm):
+class RejectionArm(PlainArm):
     """Rejection sampling of whole answers: draw until the reward reaches a threshold."""
 
     kind: Literal["rejection"] = "rejection"
@@ -178,7 +199,7 @@ class RejectionArm(BaseArm):
         return self.target if isinstance(self.target, PlainTarget) else None
 
 
-class BlockwiseArm(BaseArm):
+class BlockwiseArm(PlainArm):
     """Draft each segment `m` times and keep the draft with the highest reward."""
 
     kind: Literal["blockwise"] = "blockwise"

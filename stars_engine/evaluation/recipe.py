@@ -19,7 +19,7 @@ from stars_engine.config import (
 )
 from stars_engine.config.rewards import as_reward
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm
+from stars_engine.evaluation.arms import AnyArm, Arm, BestOfNArm, PlainArm
 from stars_engine.evaluation.prompts import PromptSet
 from stars_engine.files.config_files import Filed
 from stars_engine.schema import Schema
@@ -151,7 +151,7 @@ class Recipe(Filed):
 
     @model_validator(mode="after")
     def _guide_scores_all_arms(self) -> Self:
-        others = self.arms.keys() - self.base_arms.keys()
+        others = {name for name, arm in self.arms.items() if not arm.has_recipe_models}
         if others and _reads_drafts(self.config.reward):
             raise ValueError(
                 "config.reward has a value head, which scores only what its own language model "
@@ -168,11 +168,12 @@ class Recipe(Filed):
 
     @property
     def base_arms(self) -> dict[str, AnyArm]:
-        """Arms with the recipe's own models."""
+        """Arms with the recipe's own models and proposals."""
         return {
             name: arm
             for name, arm in self.arms.items()
-            if arm.model is None and arm.reward is None and not arm.prefix_noise
+            if arm.has_recipe_models
+            and not (isinstance(arm, PlainArm) and arm.alternatives is not None)
         }
 
     @property

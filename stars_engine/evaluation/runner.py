@@ -155,7 +155,7 @@ class Runner:
             "tuning",
             self._halves.tuning,
             [key, "vanilla", identity(NO_ALIGN), identity(sampling)],
-            lambda some: engine().vanilla(some, sampling=sampling),
+            lambda some: engine().vanilla(some, sampling=sampling, alternatives=()),
             done=0,
             total=len(self._halves.tuning),
             seed=_POOL_SEED,
@@ -227,9 +227,11 @@ def _generate(
     align: AlignParams,
 ) -> list[StarsResult]:
     if isinstance(arm, VanillaArm):
-        return engine().vanilla(prompts, sampling=sampling)
+        return engine().vanilla(prompts, sampling=sampling, alternatives=align.alternatives)
     if isinstance(arm, BestOfNArm):
-        return engine().best_of_n(prompts, arm.n, sampling=sampling)
+        return engine().best_of_n(
+            prompts, arm.n, sampling=sampling, alternatives=align.alternatives
+        )
     if isinstance(arm, BlockwiseArm):
         return engine().decode(prompts, BlockwiseDecoding(), sampling=sampling, align=align)
     return engine().generate(prompts, sampling=sampling, align=align)

@@ -98,7 +98,7 @@ class ArmTable:
         that read it in segments differ in the last digits.
         """
         arm = self.arm
-        if arm.model is None and arm.reward is None and not arm.prefix_noise:
+        if arm.has_recipe_models:
             own = self.array(lambda result: result.reward)
             if not np.isnan(own).any():
                 return np.round(own, _DIGITS)

@@ -14,7 +14,7 @@ from stars_engine.calibration.over_prompts import Floats
 from stars_engine.config import AlignParams, SamplingParams, StarsConfig
 from stars_engine.engine.engine import StarsEngine
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.evaluation.arms import AnyArm, PlainTarget, RejectionArm, tilted
+from stars_engine.evaluation.arms import AnyArm, PlainArm, PlainTarget, RejectionArm, tilted
 from stars_engine.evaluation.statistics import best_of
 from stars_engine.evaluation.store import identity
 from stars_engine.files.disk import write_file
@@ -63,6 +63,9 @@ class Thresholds:
         else:
             align = arm.base_align
         align = config.with_thresholds(align)
+        if isinstance(arm, PlainArm):
+            own = config.align.alternatives if arm.alternatives is None else arm.alternatives
+            align = align.replace(alternatives=own)
         target = arm.base_target
         if target is not None:
             value = self._value(target, plain_rewards)

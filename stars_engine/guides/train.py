@@ -191,11 +191,16 @@ def _samples(
             [p if isinstance(p, str) else p.model_dump(mode="json") for p in prompts]
         ),
     }
+    align = engine.config.align
+    if align.alternatives:  # draws are made segment by segment
+        proposals = align.model_dump(mode="json", include={"alternatives", "segment_len"})
+        settings["proposals"] = hash_of(proposals)
     known, path = folder / SETTINGS_FILE, folder / SAMPLES_FILE
     if known.exists() and json.loads(known.read_text(encoding="utf-8")) != settings:
         message = (
-            f"{str(folder)!r} holds samples of another model, other prompts or another sampling. "
-            f"Hint: use another folder, or delete {SAMPLES_FILE} and {SETTINGS_FILE} in it"
+            f"{str(folder)!r} holds samples of another model, other prompts, other alternatives or "
+            f"another sampling. Hint: use another folder, or delete {SAMPLES_FILE} and "
+            f"{SETTINGS_FILE} in it"
         )
         raise _problem("out", message)
     write_file(known, json.dumps(settings, indent=2) + "\n", "train_guide")

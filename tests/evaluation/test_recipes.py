@@ -42,6 +42,7 @@ def test_all_experiments_are_there() -> None:
         "adversarial",
         "checkpoints",
         "guides",
+        "harmlessness",
     }
 
 

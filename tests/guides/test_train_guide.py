@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from stars_engine import (
+    AlignParams,
+    Alternative,
     ConfigError,
     ModelLoadError,
     NoSchedule,
@@ -121,6 +123,14 @@ def test_a_head_is_fitted_written_used_and_resumed(engine: StarsEngine, tmp_path
     assert again.model_dump(exclude=drop) == report.model_dump(exclude=drop)
     with pytest.raises(ConfigError, match=r"holds samples of another model.*Hint"):
         train_guide(engine, tmp_path, PROMPTS[::-1], **kwargs)
+    steered = engine.config.replace(
+        align=AlignParams(alternatives=[Alternative(opening=" I liked", share=0.5)])
+    )
+    with (
+        StarsEngine(steered, model=engine.model, reward=engine.reward) as other,
+        pytest.raises(ConfigError, match=r"other alternatives or another sampling.*Hint"),
+    ):
+        train_guide(other, tmp_path, PROMPTS, **kwargs)
     config = StarsConfig(
         model="stars:embedded-lm",
         reward=ValueReward(name_or_path=str(tmp_path)),
