@@ -8,7 +8,8 @@ from typing import Any
 from stars_engine.errors import ConfigError, Problem
 from stars_engine.schedules import AutoSchedule
 
-_ALLOWED = 0.5  # between 0, refused, and 1, allowed
+ALLOWED_FROM = 0.5  # between 0, refused, and 1, allowed
+_SENTENCE_LEN, _SHORTEST = 48, 4  # tokens of a sentence at most, and at least
 
 
 def preset_fields(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,12 +36,13 @@ def _safe(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _guard(changes: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(changes)
-    threshold = values.pop("threshold", _ALLOWED)
+    threshold = values.pop("threshold", ALLOWED_FROM)
     if values.get("fallback_text") is not None:
         values.setdefault("on_exhausted", "fallback")
-    if "segment_len" not in values and "segment_end" not in values:
-        values |= {"segment_len": 48, "segment_end": "sentence"}
-        values.setdefault("min_segment_len", 4)
+    if values.setdefault("segment_end", "sentence") == "sentence":
+        longest = values.setdefault("segment_len", _SENTENCE_LEN)
+        if not (isinstance(longest, int) and longest < _SHORTEST):
+            values.setdefault("min_segment_len", _SHORTEST)
     return {
         "schedule": {"kind": "constant", "value": threshold},
         "on_exhausted": "stop",

@@ -45,11 +45,23 @@ def test_the_preset() -> None:
     assert guard.on_exhausted == "stop"
     assert AlignParams(preset="guard", threshold=0.9).schedule.value == 0.9
     assert AlignParams(preset="guard", fallback_text="No.").on_exhausted == "fallback"
-    short = AlignParams(preset="guard", segment_len=8)
-    assert (short.segment_len, short.segment_end) == (8, "length")
     assert AlignParams.model_validate({"preset": "safe"}) == preset("safe")
     with pytest.raises(ConfigError, match="unknown preset 'no'"):
         AlignParams(preset="no")
+
+
+def test_segments_of_the_preset_end_with_sentences() -> None:
+    for given, expected in {
+        (): ("sentence", 48, 4),
+        (("segment_len", 24),): ("sentence", 24, 4),
+        (("segment_len", 3),): ("sentence", 3, 1),
+        (("segment_end", "sentence"), ("min_segment_len", 9)): ("sentence", 48, 9),
+        (("segment_len", 8), ("segment_end", "length")): ("length", 8, 2),
+    }.items():
+        align = AlignParams(preset="guard", **dict(given))
+        assert (align.segment_end, align.segment_len, align.shortest_segment) == expected
+    with pytest.raises(ConfigError, match="segment_len"):
+        AlignParams(preset="guard", segment_len="long")
 
 
 @pytest.mark.slow
