@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.schedules import CalibratedSchedule
+from stars_engine.config.preset_fields import ALLOWED_FROM
+from stars_engine.schedules import CalibratedSchedule, ConstantSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -187,12 +188,37 @@ class DriftCheck:
         )
 
 
+@dataclassclass GuardCheck:
+    """Warns if the preset "guard" judges a reward with a scale of its own."""
+
+    def observe(self, rollout: Rollout) -> str | None:
+        """See `Check`."""
+        align = rollout.align
+        schedule = align.schedule
+        if not isinstance(schedule, ConstantSchedule) or schedule.value != ALLOWED_FROM:
+            return None
+        if align.on_exhausted in ("best", "last"):  # nothing is refused
+            return None
+        drawn = [*(segment.attempts for segment in rollout.segments), rollout.abandoned]
+        rewards = [attempt.reward for attempts in drawn for attempt in attempts]
+        outside = [each for each in rewards if math.isfinite(each) and not 0 <= each <= 1]
+        if not outside:
+            return None
+        return (
+            f"the rewards of drafts, such as {outside[0]:.3g}, are not between 0 and 1, but the "
+            f"preset 'guard' reads them as refused (below {ALLOWED_FROM:g}) or allowed. Hint: for "
+            "a reward with a scale, use the preset 'best' or 'safe'; for a guard with a scale of "
+            "its own, set threshold=... to the lowest reward of allowed text"
+        )
+
+
 def standard_checks() -> list[Check]:
     """Return new instances of the checks that every runtime runs."""
     return [
         BudgetCheck(),
         DriftCheck(),
         ForcedCheck(),
+        GuardCheck(),
         RateCheck(
             accepted,
             min_seen=200,

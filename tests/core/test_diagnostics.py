@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,12 @@ from stars_engine.algorithm.rollout import Draw, Rollout
 from stars_engine.calibration.fit import Fitter, Target
 from stars_engine.calibration.pilot import StageDecoding
 from stars_engine.core.offline import stars
-from stars_engine.runtime.diagnostics import Diagnostics, deviations, standard_checks
+from stars_engine.runtime.diagnostics import (
+    Diagnostics,
+    GuardCheck,
+    deviations,
+    standard_checks,
+)
 from stars_engine.schedules import Effort, Estimate, Line
 from stars_engine.testing import TableReward, TabularModel
 from stars_engine.types import Score
@@ -276,6 +282,23 @@ def test_repeats_are_counted_within_a_segment_only() -> None:
     check = standard_checks()[-1]
     assert [check.observe(rollout) for _ in range(6)] == [None] * 6
     assert "56 of 56 redrafts" in str(check.observe(rollout))
+
+
+def test_a_reward_with_a_scale_is_no_guard() -> None:
+    def said(*rewards: float, **settings: Any) -> str:
+        align = AlignParams(preset="guard", segment_len=1, max_attempts=2, num_candidates=1, **settings)
+        model = TabularModel("ab", lambda _: [0.5, 0.5])
+        table = TableReward(dict(zip("ab", rewards, strict=True)))
+        sampling = SamplingParams(max_tokens=1, temperature=1.0, top_k=None)
+        rollout = make_rollout(align=align, sampling=sampling)
+        for _ in stars([rollout], model, table):
+            pass
+        return str(GuardCheck().observe(rollout))
+
+    assert said(-3.0, -3.0).startswith("the rewards of drafts, such as -3, are not between 0 and 1")
+    assert said(4.5, 4.5).startswith("the rewards of drafts, such as 4.5, are not")
+    assert said(0.0, 1.0) == said(0.2, 0.7) == "None"
+    assert said(4.5, 4.5, threshold=1.0) == said(4.5, 4.5, on_exhausted="best") == "None"
 
 
 def test_custom_checks_can_be_added(caplog: pytest.LogCaptureFixture) -> None:
