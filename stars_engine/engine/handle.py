@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -18,9 +18,11 @@ from stars_engine.config import (
     VLLMModel,
 )
 from stars_engine.display.cell_progress import Stage, cell_progress
+from stars_engine.display.pages import table
+from stars_engine.engine.parts import check_parts, part_names
 from stars_engine.engine.recalibration import RecentPrompts
 from stars_engine.engine.scores import ScoreCall, TextScore
-from stars_engine.errors import ConfigError, EngineClosedError, Problem, needs_extra
+from stars_engine.errors import EngineClosedError, needs_extra
 from stars_engine.messages import Chat
 from stars_engine.protocols import read_optional
 from stars_engine.remote.client import ServerClient
@@ -50,7 +52,7 @@ class Handle:
         reward: RewardModel | None = None,
     ) -> None:
         config = StarsConfig() if config is None else config
-        _check_parts(config, model=model, reward=reward)
+        check_parts(config, model=model, reward=reward)
         own_parts = model is not None or reward is not None
         if own_parts and "align" not in config.model_fields_set:
             # The default thresholds fit only the embedded models.
@@ -60,7 +62,9 @@ class Handle:
         source = _reward_source(config) if reward is None else _own_reward(reward)
         runtime = Runtime(load, config.engine)
         runtime.acquire(source.key)
-        self._open(config, runtime, source, factory=None if own_parts else type(self))
+        names = part_names(config, {"model": model, "reward": reward})
+        factory = None if own_parts else type(self)
+        self._open(config, runtime, source, names=names, factory=factory)
 
     @classmethod
     def shared(cls, config: StarsConfig | None = None) -> Self:
@@ -73,11 +77,12 @@ class Handle:
             ConfigError: `config.engine` sets limits that differ from those of the runtime.
         """
         config = StarsConfig() if config is None else config
-        _check_parts(config)
+        check_parts(config)
         source = _reward_source(config)
         runtime = shared_runtime(config, partial(_load_checked, config), source.key)
         engine = cls.__new__(cls)
-        engine._open(config, runtime, source, factory=cls.shared)  # noqa: SLF001 - its own class
+        names = part_names(config, {})
+        engine._open(config, runtime, source, names=names, factory=cls.shared)  # noqa: SLF001 - own
         return engine
 
     # --- models ---
@@ -221,10 +226,18 @@ class Handle:
             self._runtime.release(self._source.key, timeout_s)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"
-        parts = {"model": self.config.model, "reward": self.config.reward}
-        names = [f"{name}={part.shown_name!r}" for name, part in parts.items()]
-        return f"<{type(self).__name__} {' '.join(names)}, {state}>"
+        names = " ".join(f"{name}={shown!r}" for name, shown in self._part_names.items())
+        return f"<{type(self).__name__} {names}, {self._state}>"
+
+    def _repr_html_(self) -> str:
+        """Return the models, the thresholds and the state for a notebook."""
+        schedule = repr(self.config.with_thresholds().schedule)
+        rows = {**self._part_names, "schedule": schedule, "state": self._state}
+        return table(("", "engine"), rows.items())
+
+    @property
+    def _state(self) -> str:
+        return "closed" if self.closed else "loaded" if self.is_loaded else "not loaded"
 
     def __enter__(self) -> Self:
         return self
@@ -252,11 +265,13 @@ class Handle:
         runtime: Runtime,
         source: RewardSource,
         *,
+        names: Mapping[str, str],
         factory: Callable[..., Handle] | None,
     ) -> None:
         self.config = config
         self._runtime, self._source = runtime, source
         self._recent = RecentPrompts()
+        self._part_names = names
         self._factory = factory  # creates an equal handle, for copies and pickles
         self._finalizer = weakref.finalize(self, runtime.release_later, source.key)
         self._finalizer.atexit = False
@@ -276,25 +291,6 @@ class Handle:
         with cell_progress(lambda: Stage("loading the models")) as show:
             models: tuple[PromptedModel, RewardModel] = wait_for(loading, show)
         return models
-
-
-def _check_parts(config: object, **objects: object) -> None:
-    """Refuse names of models, which belong in the config.
-
-    Raises:
-        ConfigError: An argument is of another type.
-    """
-    names = {name: value for name, value in objects.items() if isinstance(value, str)}
-    if isinstance(config, StarsConfig) and not names:
-        return
-    field, value = next(iter(names.items()), ("config", config))
-    hint = "use StarsConfig(model=..., reward=...), or StarsConfig.from_file(path)"
-    if names:
-        hint = f"names belong in the config: StarsEngine(StarsConfig({field}={value!r}, ...))"
-    message = f"{value!r} is not allowed; a name is no object. Hint: {hint}"
-    if not names:
-        message = f"{type(config).__name__} is not allowed; allowed: a StarsConfig. Hint: {hint}"
-    raise ConfigError("StarsEngine", [Problem(field, message)])
 
 
 def check_models(config: StarsConfig) -> None:

@@ -128,6 +128,13 @@ def test_engines_and_schedules_are_short(engine: StarsEngine) -> None:
     assert repr(engine) == (
         "<StarsEngine model='stars:embedded-lm' reward='stars:embedded-reward', loaded>"
     )
+    shown = Parsed(engine._repr_html_())
+    for word in ("stars:embedded-lm", "stars:embedded-reward", "CalibratedSchedule", "loaded"):
+        assert word in shown.text
+    model, reward = type(engine.model).__name__, type(engine.reward).__name__
+    with StarsEngine(model=engine.model, reward=engine.reward) as own:
+        assert repr(own) == f"<StarsEngine model={model!r} reward={reward!r}, not loaded>"
+        assert "AutoSchedule" in Parsed(own._repr_html_()).text
     schedule = engine.config.with_thresholds().schedule
     assert isinstance(schedule, CalibratedSchedule)
     assert len(repr(schedule)) < 200
