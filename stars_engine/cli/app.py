@@ -92,22 +92,25 @@ class _Commands(TyperGroup):
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
-        with _quoted_visibly():
+        with _readable_usage_errors():
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        with _quoted_visibly():
+        with _readable_usage_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _quoted_visibly() -> Iterator[None]:
+def _readable_usage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        usage: Any = error  # an error of click, or of typer's own copy of click
-        if hasattr(error, "format_message") and sys.stderr.isatty():
-            usage.message = visible(usage.message)
+        usage: Any = error
+        if hasattr(error, "format_message"):  # of click, or of typer's own copy of click
+            if usage.message.startswith("Got unexpected extra argument"):
+                usage.message += ". Hint: put an argument of several words in quotes"
+            if sys.stderr.isatty():
+                usage.message = visible(usage.message)
         raise
 
 

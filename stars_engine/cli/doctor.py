@@ -13,7 +13,7 @@ from rich.table import Table
 
 from stars_engine.cli.loading import loaded
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
-from stars_engine.cli.output import cell
+from stars_engine.cli.output import cell, write
 from stars_engine.cli.settings import read_config
 from stars_engine.schedules import NoSchedule
 
@@ -56,12 +56,17 @@ def doctor_command(
 
 
 def _print(rows: Iterable[tuple[str, str]]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:  # programs read it: one line for each row, and no padding
+        for name, value in rows:
+            write(f"{name:13} {value}")
+        return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True, min_width=14)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(cell(name), cell(value))
-    Console(highlight=False).print(table)
+    console.print(table)
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -193,6 +193,13 @@ def test_doctor_prints_versions_before_it_fails() -> None:
     for word in ("torch", "transformers", "cuda", "calibrations"):
         assert word in run.stdout
     assert "no such directory" in run.stderr
+    assert not any(line != line.rstrip() for line in run.stdout.splitlines())
+
+
+def test_words_without_quotes_get_a_hint() -> None:
+    run = CliRunner().invoke(app, ["generate", "A", "film"])
+    assert run.exit_code == 2
+    assert "(film). Hint: put an argument of several words in quotes" in run.output
 
 
 def test_a_report_is_html() -> None:
