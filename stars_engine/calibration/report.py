@@ -270,8 +270,9 @@ def trust_report(
 def _judge_name(judge: Judge | RewardConfig | str | None) -> str:
     if judge is None:
         return "the reward of the whole answer"
-    named = judge if isinstance(judge, str) else getattr(judge, "name_or_path", None)
-    return f"a judge, {named}" if isinstance(named, str) else "a judge"
+    named = judge if isinstance(judge, str) else getattr(judge, "shown_name", None)
+    named = named or getattr(judge, "__name__", type(judge).__name__)
+    return f"the judge {named}"
 
 
 def _interval(estimate: Estimate) -> str:

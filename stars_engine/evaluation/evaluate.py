@@ -156,6 +156,8 @@ def _trust(
             remedies=False,
             sampling=recipe.sampling,
         )
+    if judge is not None:
+        report = report.replace(judged_by=f"the judge {judge}")
     progress("trust", 1, 1)
     write_file(path, report.model_dump_json(), "trust")
     return report

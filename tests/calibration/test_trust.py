@@ -209,7 +209,7 @@ def test_a_custom_judge_is_the_outcome(engine: StarsEngine, prompts: list[str]) 
     other = trust_report(
         engine, prompts, sampling=sampling, num_answers=4, remedies=False, judge=judge
     )
-    assert other.judged_by == "a judge"
+    assert other.judged_by == "the judge judge"
     assert other.remedies == ()
     assert other.borders[-1].pearson < own.borders[-1].pearson
 
