@@ -188,7 +188,7 @@ class DriftCheck:
         )
 
 
-@dataclassclass GuardCheck:
+class GuardCheck:
     """Warns if the preset "guard" judges a reward with a scale of its own."""
 
     def observe(self, rollout: Rollout) -> str | None:

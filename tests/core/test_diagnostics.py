@@ -286,7 +286,7 @@ def test_repeats_are_counted_within_a_segment_only() -> None:
 
 def test_a_reward_with_a_scale_is_no_guard() -> None:
     def said(*rewards: float, **settings: Any) -> str:
-        align = AlignParams(preset="guard", segment_len=1, max_attempts=2, num_candidates=1, **settings)
+        align = AlignParams(preset="guard", segment_len=1, num_candidates=1, **settings)
         model = TabularModel("ab", lambda _: [0.5, 0.5])
         table = TableReward(dict(zip("ab", rewards, strict=True)))
         sampling = SamplingParams(max_tokens=1, temperature=1.0, top_k=None)
