@@ -195,6 +195,7 @@ class Chat(Schema):
     tools: tuple[Tool, ...] = Field(
         default=(),
         description="tools that the assistant may call; JSON schemas or pydantic models",
+        examples=[[{"name": "weather", "parameters": {"type": "object"}}]],
     )
     tool_choice: str = Field(
         default="auto",

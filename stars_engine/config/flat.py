@@ -28,6 +28,19 @@ _SCHEDULES = {
     "target": "LinearSchedule(target=...)",
     "budget": "AutoSchedule(budget=...)",
 }
+# Settings that a call of the engine takes elsewhere.
+_OF_CALLS = {
+    "preset": "use align=..., which takes the name of a preset",
+    "messages": "a conversation is a prompt; use Chat([...])",
+    "tools": "tools belong to a conversation; use Chat([...], tools=...)",
+    "tool_choice": "tools belong to a conversation; use Chat([...], tools=..., tool_choice=...)",
+}
+# Parts of a config, which objects that take single fields do not have.
+_OF_CONFIGS = {
+    "align": "use config=StarsConfig(align=...), or single fields of AlignParams",
+    "preset": "use config=StarsConfig(align=...), which takes the name of a preset",
+    "sampling": "use config=StarsConfig(sampling=...), or single fields of SamplingParams",
+}
 FLAT_FIELDS = ROOT_FIELDS.union(*(part.model_fields for part in PARTS.values()))
 
 
@@ -89,13 +102,16 @@ def check_names(
             near = near_name(name, known)
             shown = MASK if resembles_secret_name(name) else repr(masked(fields[name]))
             said = f"unknown field with the value {redact(shown[:80])}"
+            hint = (_OF_CONFIGS if parts is None else _OF_CALLS).get(name)
             if name in _OF_TEMPLATES:
                 hint = f"for the chat template, use chat_template_kwargs={{{name!r}: ...}}"
             elif name in _SCHEDULES:
                 hint = f"use schedule={_SCHEDULES[name]}"
-            else:
-                said += "" if near else f"; known fields: {', '.join(sorted(known))}"
-                hint = f"did you mean `{near}`?" if near else "remove it, or use one of these"
+            elif hint is None and near:
+                hint = f"did you mean `{near}`?"
+            elif hint is None:
+                said += f"; known fields: {', '.join(sorted(known))}"
+                hint = "remove it, or use one of these"
             problems.append(Problem(name, f"{said}. {HINT}{hint}"))
     if problems:
         raise ConfigError(owner, problems)

@@ -85,6 +85,8 @@ def test_none_is_a_value(adapter: Callable[..., Any]) -> None:
     ("values", "message"),
     [
         ({"temprature": 0.5}, "did you mean `temperature`"),
+        ({"align": "safe"}, r"use config=StarsConfig\(align=\.\.\.\)"),
+        ({"preset": "guard"}, "which takes the name of a preset"),
         ({"max_tokens": 0}, "max_tokens: 0 is not allowed"),
         ({"model": "a/model"}, "reward is required"),
         ({"config": {"align": {"beta": -1}}}, "beta"),

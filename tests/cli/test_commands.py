@@ -209,6 +209,14 @@ def test_a_report_is_html() -> None:
 
 
 @pytest.mark.slow
+def test_a_missing_judge_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOP_AT_HEAVY_IMPORTS, "train-guide", "--judge", "./judge"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("checking --judge ./judge\nerror: --judge ./judge: no such")
+
+
+@pytest.mark.slow
 def test_a_wrong_reward_is_found_before_torch_is_imported() -> None:
     code = (
         "import sys; from stars_engine import *\n"
@@ -244,7 +252,6 @@ main()
         (["generate", "x"], "loading stars:embedded-lm"),
         (["calibrate"], "loading stars:embedded-lm"),
         (["train-guide"], "loading stars:embedded-lm"),
-        (["train-guide", "--judge", "./judge"], "checking --judge ./judge"),
         (["demo"], "STARS demo"),
         (["doctor"], "transformers"),
         (["serve", "--port", "0"], "starting the server"),

@@ -70,6 +70,8 @@ def test_an_engine_needs_a_config(
         ("temp", "did you mean `temperature`"),
         ("threshold", r"use schedule=ConstantSchedule\(value="),
         ("target", r"use schedule=LinearSchedule\(target="),
+        ("preset", r"use align=\.\.\., which takes the name of a preset"),
+        ("tools", r"use Chat\(\[\.\.\.\], tools=\.\.\.\)"),
         ("nonsense", "use one of these"),
     ],
 )
@@ -82,6 +84,8 @@ def test_hints_for_unknown_fields_and_names() -> None:
     wrong: dict[str, Any] = {"name": "x"}
     with pytest.raises(ConfigError, match="did you mean `name_or_path`"):
         TransformersModel(**wrong)
+    with pytest.raises(ConfigError, match=r"for example, tools=\[\{'name': 'weather'"):
+        Chat([{"role": "user", "content": "A"}], tools=[print])
     with pytest.raises(ConfigError, match="use one of these"):
         AlignParams(max=3, schedule=LinearSchedule(target=1))  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="Did you mean: 'SamplingParams'"):
