@@ -49,7 +49,7 @@ class Scheduler:
         self._preempted: list[Request] = []  # oldest first
         self._running: list[Request] = []  # longest waiting for its turn first
         self._waiting_for_reward: list[Request] = []
-        self._places: dict[RequestStatus, list[Request]] = {  # of those in progress
+        self._by_status: dict[RequestStatus, list[Request]] = {  # of those in progress
             RequestStatus.WAITING: self._preempted,
             RequestStatus.RUNNING: self._running,
             RequestStatus.WAITING_FOR_DRAFT: [],
@@ -171,7 +171,7 @@ class Scheduler:
             request.verification.closed = True
             request.verification = None
         if request in self._ages:
-            self._places[request.status].remove(request)
+            self._by_status[request.status].remove(request)
             del self._ages[request]
             self._uncount(request)
             if self._max_holding is not None:
@@ -180,13 +180,13 @@ class Scheduler:
         request.status = RequestStatus.FINISHED
 
     def _move(self, request: Request, status: RequestStatus) -> None:
-        """Move a request in progress from the place of its status to that of another."""
-        self._places[request.status].remove(request)
-        self._place(request, status)
+        """Move a request in progress from one status to another."""
+        self._by_status[request.status].remove(request)
+        self._put(request, status)
 
-    def _place(self, request: Request, status: RequestStatus) -> None:
+    def _put(self, request: Request, status: RequestStatus) -> None:
         request.status = status
-        self._places[status].append(request)
+        self._by_status[status].append(request)
         if status is RequestStatus.WAITING:
             self._preempted.sort(key=self._ages.__getitem__)
 
@@ -267,7 +267,7 @@ class Scheduler:
             self._num_started += 1
             self._ages[request] = self._num_started
             self._count(request, queue)
-            self._place(request, RequestStatus.RUNNING)
+            self._put(request, RequestStatus.RUNNING)
             queue.on_start()
 
     def _note_turn(self, queue: RequestQueue) -> None:
