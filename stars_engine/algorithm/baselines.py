@@ -90,12 +90,10 @@ def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
     eligible reward, the answer is empty. Its finish reason is then "rejected", or "budget" or
     "deadline" if that limit ended every sample before it was scored.
     """
+    count_samples(rollout, samples)
     failed = next((sample.error for sample in samples if sample.error is not None), None)
     if failed is not None:
         return rollout.fail(failed)
-    for sample in samples:
-        for name, amount in sample.costs.items():
-            rollout.count(**{name: amount})
     eligible = [sample for sample in samples if _is_eligible(sample)]
     best = max(eligible, key=_reward_of, default=None)
     for sample in samples:
@@ -105,6 +103,12 @@ def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:
         return rollout.finish(_empty_finish_reason(samples))
     draw = rollout.draws[samples.index(best)]
     return rollout.keep(draw.candidate, "accepted", draw.attempt)
+
+
+def count_samples(rollout: Rollout, samples: Sequence[Rollout]) -> None:
+    """Add what samples have cost to the costs of their answer."""
+    for sample in samples:
+        rollout.count(**sample.costs)
 
 
 class StreamNoise:

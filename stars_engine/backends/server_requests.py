@@ -40,8 +40,8 @@ def _problems(sampling: SamplingParams, dialect: Dialect) -> Iterator[Problem]:
     for name in sorted(changed & dialect.unsupported):
         yield Problem(
             name,
-            f"{getattr(sampling, name)!r}: servers of the dialect {dialect.name!r} cannot follow "
-            "it across segments. Hint: leave it out, or use vLLM",
+            f"{getattr(sampling, name)!r} is not supported across segments by servers of the "
+            f"dialect {dialect.name!r}. Hint: leave it out, or use a TransformersModel",
         )
     if sampling.temperature > dialect.max_temperature:
         yield Problem(
@@ -54,7 +54,7 @@ def _problems(sampling: SamplingParams, dialect: Dialect) -> Iterator[Problem]:
         yield Problem(
             "repetition_penalty",
             "servers apply it after the biases, so it cannot be used with "
-            f"{', '.join(sorted(biased))}. Hint: use one of them",
+            f"{', '.join(sorted(biased))}. Hint: use either repetition_penalty or the others",
         )
     for token, bias in (sampling.logit_bias or {}).items():
         if abs(bias) > _MAX_BIAS and bias != -math.inf:

@@ -149,8 +149,8 @@ def _acquire(lock: FileLock, path: Path, is_wanted: Callable[[], bool]) -> None:
             if time.monotonic() >= warn_at_s:
                 warn_at_s = time.monotonic() + WARN_EVERY_S
                 logger.warning(
-                    "Waiting for %.0f s for %s, which calibrates the same thresholds and holds %s. "
-                    "Hint: if it hangs, stop that process, and set timeout_s on its reward",
+                    "Have waited %.0f s for %s, which is calibrating the same thresholds (lock: "
+                    "%s). Hint: if it hangs, stop that process, and set timeout_s on its reward",
                     time.monotonic() - began_s,
                     _holder(path),
                     path.with_suffix(".lock"),

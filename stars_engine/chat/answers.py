@@ -229,5 +229,5 @@ def _answer(content: str) -> Message:
 def _hidden(content: str) -> PromptError:
     return PromptError(
         f"the reward model's chat template does not show where the answer {content[:40]!r} ends. "
-        "Hint: replace it with template='...{prompt}...{completion}...'"
+        "Hint: set template='...{prompt}...{completion}...' on the reward instead"
     )

@@ -226,7 +226,7 @@ def _announce_merging(codec: Codec, messages: Sequence[Message]) -> None:
         _merged[codec] = True
         logger.warning(
             "The model's chat template rejects this order of roles: %s. Consecutive messages of "
-            "one role are joined, and system messages are merged into user messages. Hint: use "
-            "roles that the template accepts, or set TransformersModel(chat_template=...)",
+            "the same role are joined, and system messages are merged into user messages. Hint: "
+            "use roles that the template accepts, or set TransformersModel(chat_template=...)",
             roles_of(messages),
         )

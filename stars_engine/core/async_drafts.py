@@ -27,6 +27,7 @@ class AsyncDrafts:
         schedule: Returns the next requests to draft for.
         allocate: Chooses how many candidates each request drafts, given those of other requests
             under way, and how many of these are drafted already.
+        end_overdue: Ends requests that are past their deadline or budget.
         ahead: Whether next segments are drafted while rewards are computed.
     """
 
@@ -38,23 +39,40 @@ class AsyncDrafts:
         *,
         schedule: Callable[[], Sequence[Request]],
         allocate: Allocate,
+        end_overdue: Callable[[], None],
         ahead: Literal["auto", "always", "never"],
     ) -> None:
         self._pending, self._scheduler, self._autotuner = pending, scheduler, autotuner
-        self._schedule, self._allocate, self._ahead = schedule, allocate, ahead
+        self._schedule, self._allocate, self._end_overdue = schedule, allocate, end_overdue
+        self._ahead = ahead
         self._being_scored: dict[Request, Flight] = {}  # drafts that are being scored
         self._draft_times, self._reward_times = MeanDuration(), MeanDuration()
         self._load = Load()
 
     @property
-    def is_full(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether candidates can be asked for now."""
+        return self._scheduler.has_work() and not self._is_full
+
+    def step(self) -> list[tuple[Request, list[DraftOutcome]]]:
+        """Ask for candidates, and return the requests whose candidates have all arrived."""
+        self._end_overdue()
+        self._submit()
+        return self._take_arrived()
+
+    def note_scoring(self, seconds: float) -> None:
+        """Draft ahead, now that the rewards of what has arrived are being computed."""
+        self._draft_ahead()
+
+    @property
+    def _is_full(self) -> bool:
         """Whether as many candidates are on their way as the scheduler allows."""
         limit = self._scheduler.max_rows
         return limit is not None and self._pending.num_rows >= limit
 
-    def submit(self) -> None:
+    def _submit(self) -> None:
         """Ask for candidates of all requests that run, within the limit on rows."""
-        while not self.is_full:
+        while not self._is_full:
             batch = self._schedule()
             if not batch:
                 return
@@ -65,8 +83,7 @@ class AsyncDrafts:
                     flight.load_before = self._load.total(flight.started_s)
             self._note_load()
 
-    def take_arrived(self) -> list[tuple[Request, list[DraftOutcome]]]:
-        """Return the requests whose candidates have all arrived."""
+    def _take_arrived(self) -> list[tuple[Request, list[DraftOutcome]]]:
         arrived = self._pending.take_arrived()
         for request, flight, _ in arrived:
             self._being_scored[request] = flight
@@ -75,7 +92,7 @@ class AsyncDrafts:
                 self._draft_times.add(flight.arrived_s - flight.started_s)
         return [(request, outcomes) for request, _, outcomes in arrived]
 
-    def draft_ahead(self) -> None:
+    def _draft_ahead(self) -> None:
         """Draft the next segments of requests whose rewards are being computed."""
         if self._ahead == "never":
             return
@@ -85,7 +102,7 @@ class AsyncDrafts:
                 continue
             flight.looked_ahead = True
             later = request_after_first(request, verification)
-            if later is None or verification.all_arrived or self.is_full:
+            if later is None or verification.all_arrived or self._is_full:
                 continue
             others = {each: n for each, n in self._under_way.items() if each is not request}
             num_scored = self._num_scored - len(flight.outcomes)
@@ -114,7 +131,7 @@ class AsyncDrafts:
         self._being_scored.pop(request, None)
         self._note_load()
 
-    def cancel_all(self) -> None:
+    def close(self) -> None:
         """Cancel all candidates."""
         self._pending.cancel_all()
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 DraftOutcome = Draft | RequestError
 _Parts = Generator[Pause, None, Sequence[DraftOutcome]]
+_MIN_GOOD, _MAX_GOOD = 64, 4096  # full batches after which twice as many candidates are tried
 
 
 class Drafter:
@@ -26,12 +27,15 @@ class Drafter:
         free_unused: Frees memory that no request uses.
 
     Attributes:
-        max_rows: Maximum number of candidates drafted at once; None until memory runs out.
+        max_rows: Maximum number of candidates drafted at once; None until memory runs out. It
+            doubles after some batches of that size; after more of them if it did so too soon.
     """
 
     def __init__(self, model: LanguageModel, free_unused: Callable[[], None]) -> None:
         self._model, self._free_unused = model, free_unused
         self.max_rows: int | None = None
+        self._num_good, self._num_wanted = 0, _MIN_GOOD
+        self._has_grown = False
 
     def draft(
         self, requests: Sequence[DraftRequest]
@@ -49,7 +53,9 @@ class Drafter:
 
         def shrink(num_rows: int) -> None:
             if num_rows < len(requests):
-                self.max_rows = num_rows
+                if self._has_grown:  # too soon
+                    self._num_wanted = min(2 * self._num_wanted, _MAX_GOOD)
+                self.max_rows, self._num_good, self._has_grown = num_rows, 0, False
             self._free_unused()
 
         max_rows = self.max_rows
@@ -64,6 +70,10 @@ class Drafter:
         except (RuntimeError, MemoryError):
             self.max_rows = max_rows  # fewer rows did not help: prefixes use the memory
             raise
+        if max_rows is not None and self.max_rows == max_rows and len(requests) >= max_rows:
+            self._num_good += 1
+            if self._num_good == self._num_wanted:
+                self.max_rows, self._num_good, self._has_grown = 2 * max_rows, 0, True
 
     def _draft_isolated(self, requests: Sequence[DraftRequest]) -> _Parts:
         """Draft; if the model fails twice, draft by halves to isolate the requests that fail."""

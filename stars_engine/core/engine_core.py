@@ -21,7 +21,7 @@ from stars_engine.core.async_drafts import AsyncDrafts
 from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.batch_selection import Bounded, reserve_urgent
 from stars_engine.core.drafter import Drafter, DraftOutcome
-from stars_engine.core.local_drafts import LocalDrafts, PausableBatch
+from stars_engine.core.local_drafts import LocalDrafts
 from stars_engine.core.pending_drafts import PendingDrafts
 from stars_engine.core.request import Request, RequestQueue, ScheduledRequest
 from stars_engine.core.request_errors import as_request_error
@@ -75,29 +75,29 @@ class EngineCore:
         self._model, self._scorer = model, scorer
         self._autotuner = autotuner or CandidateAutotuner()
         self._drafter = Drafter(model, self._free_unused)
-        self._local_drafts = LocalDrafts(
-            self._drafter,
-            self.scheduler,
-            self._autotuner,
-            schedule=self._schedule,
-            allocate=self._allocate,
-            end=self._end,
-            free_unused=self._free_unused,
-            part_s=part_s,
-            wake=None if post is None else partial(post, _do_nothing),
-        )
-        self._async_drafts: AsyncDrafts | None = None
+        self._drafts: AsyncDrafts | LocalDrafts
         if post is not None and is_asynchronous(model):
-            self._async_drafts = AsyncDrafts(
+            self._drafts = AsyncDrafts(
                 PendingDrafts(model, post),
                 self.scheduler,
                 self._autotuner,
                 schedule=self._schedule,
                 allocate=self._allocate,
+                end_overdue=self.end_overdue,
                 ahead=draft_ahead,
             )
         else:
-            self.scheduler.batches.limits = self._autotuner.limits
+            self._drafts = LocalDrafts(
+                self._drafter,
+                self.scheduler,
+                self._autotuner,
+                schedule=self._schedule,
+                allocate=self._allocate,
+                end=self._end,
+                free_unused=self._free_unused,
+                part_s=part_s,
+                wake=None if post is None else partial(post, _do_nothing),
+            )
         self._events: Events = []
         self.num_steps = 0
 
@@ -112,19 +112,11 @@ class EngineCore:
 
     def step(self) -> Events:
         """Draft a segment for each request of a batch, and verify candidates that are scored."""
-        if self._async_drafts is not None:
-            self.end_overdue()
-            self._async_drafts.submit()
-            arrived = self._async_drafts.take_arrived()
-            self.num_steps += bool(arrived)
-            self._score(arrived)
-            self._async_drafts.draft_ahead()
-        else:
-            batch = self._local_drafts.step()
-            if batch is not None:
-                started_s = time.perf_counter()
-                self._score(batch.drafted)
-                self._note_step(batch, time.perf_counter() - started_s)
+        drafted = self._drafts.step()
+        self.num_steps += bool(drafted)
+        started_s = time.perf_counter()
+        self._score(drafted)
+        self._drafts.note_scoring(time.perf_counter() - started_s)
         self._verify()
         return self.take_events()
 
@@ -137,15 +129,11 @@ class EngineCore:
 
     def has_work(self) -> bool:
         """Whether the next step can draft something without waiting for an answer."""
-        if self._async_drafts is not None:
-            return self.scheduler.has_work() and not self._async_drafts.is_full
-        return self._local_drafts.has_work or self.scheduler.has_work()
+        return self._drafts.has_work
 
     def close(self) -> None:
         """Cancel the drafts that are not complete."""
-        self._local_drafts.close()
-        if self._async_drafts is not None:
-            self._async_drafts.cancel_all()
+        self._drafts.close()
 
     def take_events(self) -> Events:
         """Return and clear the events since the last call."""
@@ -210,17 +198,6 @@ class EngineCore:
         opened = [self._open(request, drafts) for request, drafts in drafted]
         self._scorer(split_composites(item for asked in opened for item in asked))
 
-    def _note_step(self, batch: PausableBatch, scoring_s: float) -> None:
-        """Record the duration of a step, which drafted a batch and scored it."""
-        requests = [request for request, _ in batch.drafted]
-        if not requests:
-            return
-        self.num_steps += 1
-        num_rows = sum(len(outcomes) for _, outcomes in batch.drafted)
-        self._autotuner.note_step(requests, num_rows, batch.seconds + scoring_s)
-        for request in requests:
-            request.prompt_computed = True
-
     def _open(self, request: Request, outcomes: Sequence[DraftOutcome]) -> list[RoutedRequest]:
         """Start the verification of a request's drafts; return the requests for rewards.
 
@@ -275,8 +252,7 @@ class EngineCore:
             if is_open:
                 continue
             verification.closed = True
-            if self._async_drafts is not None:
-                self._async_drafts.note_verdict(request)
+            self._drafts.note_verdict(request)
             if request.rollout.finished:
                 assert event is not None
                 self._end(request, event)
@@ -307,8 +283,7 @@ class EngineCore:
         self._finish(request)
 
     def _finish(self, request: Request) -> None:
-        if self._async_drafts is not None:
-            self._async_drafts.cancel(request)
+        self._drafts.cancel(request)
         self.scheduler.finish(request)
 
     # --- memory ---

@@ -4,6 +4,15 @@ A batch that takes longer than one part of a step is paused, and continued in la
 requests with much shorter drafts may be drafted, so that a long segment delays nobody by more than
 a part. What a paused batch has drafted stays in the frames of its generator. Noise is counted, so a
 pause changes no text.
+
+When memory runs out, these are tried in order:
+
+1. The cache evicts what no request uses (`kv_cache/pool.py`).
+2. The drafter drafts half as many candidates at once, and half of these (`drafter.py`).
+3. Paused batches are given up, and drafted again.
+4. The scheduler preempts requests, which are computed again later.
+5. A request that is alone keeps one prefix at a time.
+6. A request that does not fit even then ends with an error.
 """
 
 from __future__ import annotations
@@ -112,24 +121,44 @@ class LocalDrafts:
         self._drafter, self._scheduler, self._autotuner = drafter, scheduler, autotuner
         self._schedule, self._allocate, self._end = schedule, allocate, end
         self._free_unused, self._part_s, self._wake = free_unused, part_s, wake
+        scheduler.batches.limits = autotuner.limits
         self._paused: deque[PausableBatch] = deque()  # the next to continue first
+        self._latest: PausableBatch | None = None  # drafted, and not scored
         self._was_new = False  # whether the latest part began a batch while others are paused
         self._num_whole = 0  # further batches that are not paused
 
     @property
     def has_work(self) -> bool:
-        """Whether a paused batch can be continued."""
-        return self._continued is not None
+        """Whether a batch can be begun or continued."""
+        return self._continued is not None or self._scheduler.has_work()
 
-    def step(self) -> PausableBatch | None:
-        """Draft one part of a batch; return the batch if that was the last part."""
+    def step(self) -> list[tuple[Request, list[DraftOutcome]]]:
+        """Draft one part of a batch; return what the batch has drafted if that was the last one."""
         batch = self._next()
         if batch is None or not self._advance(batch):
-            return None
+            return []
         batch.drafted = [
             item for item in batch.drafted if item[0].status is not RequestStatus.FINISHED
         ]
-        return batch
+        self._latest = batch
+        return batch.drafted
+
+    def note_scoring(self, seconds: float) -> None:
+        """Record the duration of a step, which drafted a batch and scored it."""
+        batch, self._latest = self._latest, None
+        if batch is None or not batch.drafted:
+            return
+        requests = [request for request, _ in batch.drafted]
+        num_rows = sum(len(outcomes) for _, outcomes in batch.drafted)
+        self._autotuner.note_step(requests, num_rows, batch.seconds + seconds)
+        for request in requests:
+            request.prompt_computed = True
+
+    def note_verdict(self, request: Request) -> None:
+        """See `AsyncDrafts`; nothing to record."""
+
+    def cancel(self, request: Request) -> None:
+        """See `AsyncDrafts`; a batch leaves out requests that have ended."""
 
     def close(self) -> None:
         """Give up all paused batches."""

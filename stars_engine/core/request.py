@@ -25,8 +25,8 @@ class RequestStatus(Enum):
 
     Attributes:
         WAITING: Not started, or preempted. No prefix is cached for it.
-        RUNNING: Drafts in the next batch that has its segment length.
-        WAITING_FOR_DRAFT: An asynchronous model drafts for it.
+        RUNNING: In progress, and ready for the next batch in which there is room for it.
+        WAITING_FOR_DRAFT: Its drafts are under way, at an asynchronous model or in a paused batch.
         WAITING_FOR_REWARD: Its drafts are being scored.
         FINISHED: The answer has ended.
     """

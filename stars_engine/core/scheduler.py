@@ -46,10 +46,15 @@ class Scheduler:
         self._max_active = MAX_ACTIVE if max_active is None else max_active
         self._budget = budget or MemoryBudget(None)
         self._queues: deque[RequestQueue] = deque()  # not started; the next in turn first
-        self._preempted: deque[Request] = deque()  # oldest first
-        self._running: deque[Request] = deque()  # longest waiting for its turn first
-        self._waiting_for_draft: set[Request] = set()
+        self._preempted: list[Request] = []  # oldest first
+        self._running: list[Request] = []  # longest waiting for its turn first
         self._waiting_for_reward: list[Request] = []
+        self._by_status: dict[RequestStatus, list[Request]] = {  # of those in progress
+            RequestStatus.WAITING: self._preempted,
+            RequestStatus.RUNNING: self._running,
+            RequestStatus.WAITING_FOR_DRAFT: [],
+            RequestStatus.WAITING_FOR_REWARD: self._waiting_for_reward,
+        }
         self._max_holding: int | None = None  # requests with a prefix, since memory ran out
         self._ages: dict[Request, int] = {}  # of those in progress
         self._num_started = 0
@@ -143,55 +148,47 @@ class Scheduler:
 
     def wait_for_draft(self, request: Request) -> None:
         """Move a request to WAITING_FOR_DRAFT: its drafts will be complete in a later step."""
-        self._remove(request)
-        self._waiting_for_draft.add(request)
-        request.status = RequestStatus.WAITING_FOR_DRAFT
+        self._move(request, RequestStatus.WAITING_FOR_DRAFT)
 
     def resume_draft(self, request: Request) -> None:
         """Move a request from WAITING_FOR_DRAFT back to RUNNING: this step drafts for it."""
-        self._remove(request)
-        self._running.append(request)
-        request.status = RequestStatus.RUNNING
+        self._move(request, RequestStatus.RUNNING)
 
     def wait_for_reward(self, request: Request) -> None:
         """Move a request to WAITING_FOR_REWARD: its drafts are being scored."""
-        self._remove(request)
-        self._waiting_for_reward.append(request)
-        request.status = RequestStatus.WAITING_FOR_REWARD
+        self._move(request, RequestStatus.WAITING_FOR_REWARD)
 
     def run_again(self, request: Request) -> None:
         """Let a request draft again after verification, once its prefix fits into memory."""
-        self._waiting_for_reward.remove(request)
         request.verification = None
-        if request.holds_prefix or self._has_room():
-            self._running.append(request)
-            request.status = RequestStatus.RUNNING
-        else:  # its prefix was evicted while its drafts were being scored
-            self._wait_for_memory(request)
+        # Its prefix may have been evicted while its drafts were being scored.
+        may_run = request.holds_prefix or self._has_room()
+        self._move(request, RequestStatus.RUNNING if may_run else RequestStatus.WAITING)
 
     def finish(self, request: Request) -> None:
         """Move a request to FINISHED, whatever ended it."""
         if request.verification is not None:
             request.verification.closed = True
             request.verification = None
-        self._remove(request)
-        if self._ages.pop(request, None) is not None:
+        if request in self._ages:
+            self._by_status[request.status].remove(request)
+            del self._ages[request]
             self._uncount(request)
             if self._max_holding is not None:
                 self._max_holding += 1  # memory may suffice for one more now
         request.release_prefixes()
         request.status = RequestStatus.FINISHED
 
-    def _remove(self, request: Request) -> None:
-        """Remove a request from the place of its status."""
-        if request.status is RequestStatus.RUNNING:
-            self._running.remove(request)
-        elif request.status is RequestStatus.WAITING_FOR_DRAFT:
-            self._waiting_for_draft.remove(request)
-        elif request.status is RequestStatus.WAITING_FOR_REWARD:
-            self._waiting_for_reward.remove(request)
-        elif request in self._ages:  # preempted, maybe after it was drafted
-            self._preempted.remove(request)
+    def _move(self, request: Request, status: RequestStatus) -> None:
+        """Move a request in progress from one status to another."""
+        self._by_status[request.status].remove(request)
+        self._put(request, status)
+
+    def _put(self, request: Request, status: RequestStatus) -> None:
+        request.status = status
+        self._by_status[status].append(request)
+        if status is RequestStatus.WAITING:
+            self._preempted.sort(key=self._ages.__getitem__)
 
     # --- memory ---
 
@@ -230,12 +227,7 @@ class Scheduler:
     def _evict(self, request: Request) -> None:
         request.release_prefixes()
         if request.status is RequestStatus.RUNNING:
-            self._running.remove(request)
-            self._wait_for_memory(request)
-
-    def _wait_for_memory(self, request: Request) -> None:
-        request.status = RequestStatus.WAITING
-        self._preempted = deque(sorted([*self._preempted, request], key=self._ages.__getitem__))
+            self._move(request, RequestStatus.WAITING)
 
     def _has_room(self) -> bool:
         """Whether one more request may hold a prefix, as far as known."""
@@ -248,9 +240,7 @@ class Scheduler:
         if not any(request.holds_prefix for request in self._ages):
             self._max_holding = None  # the limit does not apply to an empty cache
         while self._preempted and self._has_room():
-            request = self._preempted.popleft()
-            request.status = RequestStatus.RUNNING
-            self._running.append(request)
+            self._move(self._preempted[0], RequestStatus.RUNNING)
 
     # --- starting ---
 
@@ -277,8 +267,7 @@ class Scheduler:
             self._num_started += 1
             self._ages[request] = self._num_started
             self._count(request, queue)
-            request.status = RequestStatus.RUNNING
-            self._running.append(request)
+            self._put(request, RequestStatus.RUNNING)
             queue.on_start()
 
     def _note_turn(self, queue: RequestQueue) -> None:

@@ -1,4 +1,4 @@
-"""The prefix cache of a model: token prefixes and their KV, found, extended, evicted.
+"""The prefix cache of a model: token prefixes and their KV, found and extended (`pool.py` evicts).
 
 A caller asks for a prefix. Its longest cached beginning is found; tokens of an uncommitted row that
 continue it are adopted without being computed again; the missing tokens are computed. Prefill,

@@ -134,8 +134,8 @@ class ModelProbe:
         if len(set(drafts)) == 1:
             raise ModelLoadError(
                 f"{url} draws the same tokens with {len(set(_SEEDS))} seeds at temperature "
-                f"{_TEMPERATURE:g}, so all candidates of a segment would be equal. Hint: the "
-                "server ignores seed or temperature; start it without a fixed seed, or update it"
+                f"{_TEMPERATURE:g}, so all candidates of a segment would be equal: "
+                "it ignores seed or temperature. Hint: start it without a fixed seed, or update it"
             )
         if drafts[0][:_NUM_COMPARED] == drafts[1][:_NUM_COMPARED]:
             return True

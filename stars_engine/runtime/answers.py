@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stars_engine.algorithm.alternatives import AlternativeIds
-from stars_engine.algorithm.baselines import PlainDecoding, keep_best, samples_of, unjudged
+from stars_engine.algorithm.baselines import (
+    PlainDecoding,
+    count_samples,
+    keep_best,
+    samples_of,
+    unjudged,
+)
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.chat.deltas import Replies, UnreadReplies
@@ -82,9 +88,11 @@ class RequestOutput:
         return self.rollout.fail(error)
 
     def _end_parts(self, reason: FinishReason) -> None:
-        for sample in self.parts:
-            if sample is not self.rollout and not sample.finished:
+        samples = [part for part in self.parts if part is not self.rollout]
+        for sample in samples:
+            if not sample.finished:
                 sample.finish(reason)
+        count_samples(self.rollout, samples)
 
 
 @dataclass(slots=True)

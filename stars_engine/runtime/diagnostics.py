@@ -184,7 +184,7 @@ class DriftCheck:
             f"the rewards of {self.num_seen} first drafts deviate by {mean:+.2f} standard "
             "deviations from what the calibrated thresholds expect. Prompts, models or settings "
             "differ from those of the calibration, so its predictions do not hold. Hint: "
-            "calibrate on prompts like these"
+            "call engine.recalibrate(), or calibrate on prompts like these"
         )
 
 
@@ -231,8 +231,8 @@ def standard_checks() -> list[Check]:
             similar,
             min_seen=50,
             is_wrong=lambda share: share > 1 / 3,
-            message="{cases} of {seen} redrafts equal an earlier draw of their segment, or nearly "
-            "so ({share}): drafting again changes little. Hint: raise temperature, top_k, top_p or "
+            message="{cases} of {seen} draws repeat an earlier draw of their segment, or nearly so "
+            "({share}): drawing again adds little. Hint: raise temperature, top_k, top_p or "
             "segment_len",
         ),
     ]

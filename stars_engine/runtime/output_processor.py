@@ -21,9 +21,9 @@ class OutputProcessor:
 
     def __init__(self, rollout: Rollout, replies: Replies | None, submitted_s: float) -> None:
         self._rollout, self._replies, self._submitted_s = rollout, replies, submitted_s
-        self._salt = f"{rollout.seed}:{','.join(map(str, rollout.prompt_ids))}"
-        self._deltas = None
+        self._salt, self._deltas = "", None
         if replies is not None:
+            self._salt = f"{rollout.seed}:{','.join(map(str, rollout.prompt_ids))}"
             self._deltas = Deltas(replies, rollout.prompt_ids, salt=self._salt)
         self._first_segment_s: float | None = None
 

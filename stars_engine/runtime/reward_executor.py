@@ -137,6 +137,8 @@ class RewardExecutor:
                     self._submit(reward, how, requests, num_spent=num_failed)
 
         def give_up(task: Task) -> None:
+            if requester.closed:
+                return
             with _answering(reward, requests):
                 spent = num_spent + task.num_sleeps + 1
                 if spent <= failures_of(reward).max_retries:

@@ -26,7 +26,7 @@ from stars_engine.runtime.futures import CALLBACKS, RequestFuture
 from stars_engine.runtime.request_group import RequestGroup, RewardSource
 from stars_engine.runtime.score_job import ReadInputs
 from stars_engine.runtime.stats import EngineStats
-from stars_engine.runtime.watchdog import Watchdog, where_it_is
+from stars_engine.runtime.watchdog import READERS, Watchdog, where_it_is
 from stars_engine.threads import process_exit
 from stars_engine.types import Score
 
@@ -169,11 +169,11 @@ class Runtime:
 
     @property
     def threads(self) -> list[Thread]:
-        """The engine's thread, and those of rewards, callbacks and the background, if alive."""
+        """Those of the engine, rewards, callbacks, late answers and the background, if alive."""
         own = [] if self._thread is None else [self._thread]
         others = (*self._loop.reward_executor.threads, *self._loop.background.threads)
-        callbacks = [each for each in threading.enumerate() if each.name == CALLBACKS]
-        return [each for each in (*own, *others, *callbacks) if each.is_alive()]
+        named = [each for each in threading.enumerate() if each.name in (CALLBACKS, READERS)]
+        return [each for each in (*own, *others, *named) if each.is_alive()]
 
     # --- requests ---
 

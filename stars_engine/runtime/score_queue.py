@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from stars_engine.errors import RewardError, RewardOutcome
 from stars_engine.rewards.prompt_memo import PromptMemo
-from stars_engine.rewards.reward_requests import RoutedRequest, score_now
+from stars_engine.rewards.reward_requests import RewardRequest, RoutedRequest, score_now
 from stars_engine.types import RewardPrompt, Score
 
 PIECE_S = 0.05  # predicted duration of heavy scores that are computed together
@@ -162,7 +162,7 @@ class _Counted:
     def routed(self) -> RoutedRequest:
         """The request, answered through this object."""
         reward, request = self._item
-        return RoutedRequest(reward, type(request)(request.input, self._reply, request.requester))
+        return RoutedRequest(reward, RewardRequest(request.input, self._reply, request.requester))
 
     def _reply(self, outcome: RewardOutcome) -> None:
         if isinstance(outcome, Score):

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 0.1  # after a deadline, for the engine's thread to answer
 MAX_WAIT_S = 3600.0  # upper bound of a wait, since locks do not accept infinity
 READING_S = 0.05  # for reading a text so far as a message; a tokenizer may hang as well
-_READER = "stars-deadline"  # name of threads
+READERS = "stars-deadline"  # name of threads
 
 
 class Watchdog:
@@ -46,12 +46,6 @@ class Watchdog:
         self._groups: dict[int, RequestGroup] = {}
         self._due: list[tuple[float, int]] = []
         self._thread: Thread | None = None
-
-    @property
-    def threads(self) -> list[Thread]:
-        """Its thread, if it runs."""
-        thread = self._thread
-        return [] if thread is None else [thread]
 
     def watch(self, group: RequestGroup) -> None:
         """Watch a call until it is done, if it has a deadline."""
@@ -107,10 +101,10 @@ class Watchdog:
         group.is_taken_over = True
         self._on_missed(group)
         reader = _Reader(group)
-        Thread(target=reader.read, name=_READER, daemon=True).start()
+        Thread(target=reader.read, name=READERS, daemon=True).start()
         # A call with very many answers is read for longer, and other calls do not wait for it.
         if not reader.is_read.wait(READING_S) and not reader.fail_if_stuck():
-            Thread(target=reader.watch, name=_READER, daemon=True).start()
+            Thread(target=reader.watch, name=READERS, daemon=True).start()
 
 
 class _Reader:

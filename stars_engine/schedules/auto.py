@@ -70,7 +70,7 @@ class AutoSchedule(BaseSchedule):
     def _one_target(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both targets. Hint: set only one of them")
+            raise ValueError(f"more than one target is set: {', '.join(given)}. Hint: keep one")
         if self.segment_len != "auto" and self.segment_len < 1:
             raise ValueError(
                 f"segment_len={self.segment_len} is not allowed. Hint: use 'auto' or 1 or more"

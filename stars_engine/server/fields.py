@@ -63,8 +63,8 @@ class WholeBody(Body):
     def _not_too_deep(cls, values: Any) -> Any:
         if is_deeper(values, MAX_DEPTH):
             raise ValueError(
-                f"the body is nested more than {MAX_DEPTH} levels deep. Hint: flatten it; schemas "
-                "may refer to parts in $defs"
+                f"the body is nested more than {MAX_DEPTH} levels deep. Hint: flatten it; in "
+                "schemas, move nested parts to $defs"
             )
         return values
 

@@ -27,7 +27,7 @@ class Task:
         owner: The owner of the task; owners are served in turn.
         timeout_s: Maximum duration in seconds; None for no limit.
         on_timeout: Called with the overdue task, on the thread that checks.
-        is_wanted: Whether the task is still needed; called before it starts.
+        is_wanted: Whether the task is still needed; called before it starts, and from time to time.
 
     Attributes:
         cancel: Set by work that can be ended early; called when it is not needed any more.

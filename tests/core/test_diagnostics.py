@@ -94,7 +94,7 @@ def test_equal_draws_warn_once(own: StarsEngine, caplog: pytest.LogCaptureFixtur
     for seed in range(6):
         own.generate("The", sampling=sampling.replace(seed=seed), align=align)
     [message] = warnings_in(caplog)
-    assert message.startswith("60 of 60 redrafts equal an earlier draw")
+    assert message.startswith("60 of 60 draws repeat an earlier draw")
     assert "temperature" in message
     assert own.stats().num_repeated_draws == own.stats().num_similar_draws == 90
 
@@ -106,12 +106,12 @@ def test_nearly_equal_draws_warn(own: StarsEngine, caplog: pytest.LogCaptureFixt
     warm = SamplingParams(seed=1, temperature=1.0, top_k=None)
     own.generate(prompts, sampling=warm, align=align)
     assert own.stats().num_similar_draws == 0
-    assert not [text for text in warnings_in(caplog) if "redrafts" in text]
-    for seed in (1, 2):  # of all 180 redrafts
+    assert not [text for text in warnings_in(caplog) if "draws repeat" in text]
+    for seed in (1, 2):  # of all 180 further draws
         own.generate(prompts, sampling=SamplingParams(seed=seed, temperature=0.15), align=align)
     stats = own.stats()
     assert stats.num_repeated_draws < 60 < stats.num_similar_draws
-    [message] = [text for text in warnings_in(caplog) if "redrafts" in text]
+    [message] = [text for text in warnings_in(caplog) if "draws repeat" in text]
     assert "or nearly so" in message
     assert "temperature" in message
 
@@ -265,11 +265,23 @@ def test_pilots_do_not_consume_warnings(own: StarsEngine, caplog: pytest.LogCapt
 
 def test_acceptance_below_a_twentieth_of_two_hundred() -> None:
     ten = ended("", max_attempts=10)
-    few = [text for text in messages_of([ten] * 19 + [ended("ab")] * 9) if "draws" in text]
+    few = [
+        text
+        for text in messages_of([ten] * 19 + [ended("ab")] * 9)
+        if "draws were accepted" in text
+    ]
     assert few == []
-    enough = [text for text in messages_of([ten] * 19 + [ended("ab")] * 10) if "draws" in text]
+    enough = [
+        text
+        for text in messages_of([ten] * 19 + [ended("ab")] * 10)
+        if "draws were accepted" in text
+    ]
     assert enough == []  # 10 of 200
-    enough = [text for text in messages_of([ended("ab")] * 9 + [ten] * 20) if "draws" in text]
+    enough = [
+        text
+        for text in messages_of([ended("ab")] * 9 + [ten] * 20)
+        if "draws were accepted" in text
+    ]
     assert enough == ["9 of 209 draws were accepted (4.3%)"]
 
 
@@ -281,7 +293,7 @@ def test_repeats_are_counted_within_a_segment_only() -> None:
     assert ended("ab", num_tokens=4).result().usage.num_repeated_draws == 0
     check = standard_checks()[-1]
     assert [check.observe(rollout) for _ in range(6)] == [None] * 6
-    assert "56 of 56 redrafts" in str(check.observe(rollout))
+    assert "56 of 56 draws repeat" in str(check.observe(rollout))
 
 
 def test_a_reward_with_a_scale_is_no_guard() -> None:
@@ -367,4 +379,4 @@ def test_rewards_outside_their_calibration_warn(
     assert drift(-4.0) == pytest.approx(2.0, abs=0.5)  # half of all were as expected
     [message] = [text for text in warnings_in(caplog) if "calibrated" in text]
     assert "standard deviations from what the calibrated thresholds expect" in message
-    assert "Hint: calibrate" in message
+    assert "Hint: call engine.recalibrate()" in message

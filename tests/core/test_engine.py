@@ -14,7 +14,9 @@ from stars_engine import (
     AutoSchedule,
     ConstantSchedule,
     EngineClosedError,
+    FunctionReward,
     NoSchedule,
+    RewardError,
     SamplingParams,
     StarsConfig,
     StarsEngine,
@@ -121,6 +123,30 @@ def test_errors_carry_the_accepted_segments(engine: StarsEngine) -> None:
     with pytest.raises(AlignmentError, match="2 attempts") as caught:
         engine.generate("This movie", sampling=SHORT, align=align)
     assert len(caught.value.result.token_ids) == 8
+
+
+def test_best_of_n_that_fails_reports_what_it_has_cost(engine: StarsEngine) -> None:
+    calls: list[str] = []
+
+    def reward(prompt: str, completion: str) -> float:
+        calls.append(completion)
+        if len(calls) > 2:
+            raise ValueError("no more")
+        return 1.0
+
+    config = StarsConfig(
+        model="stars:embedded-lm",
+        reward=FunctionReward(function=reward, max_concurrency=1),
+        align=AlignParams(schedule=NoSchedule(), num_candidates=1),
+        sampling=SHORT.replace(max_tokens=4),
+    )
+    with StarsEngine(config, model=engine.model) as mine:
+        with pytest.raises(RewardError) as caught:
+            mine.best_of_n("a", 4)
+        assert caught.value.result is not None
+        num_drafted = caught.value.result.usage.num_drafted_tokens
+        assert num_drafted >= 2
+        assert mine.stats().num_drafted_tokens == num_drafted
 
 
 # --- records ---

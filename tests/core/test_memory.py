@@ -218,6 +218,32 @@ def test_a_request_that_does_not_fit_delays_others_only_while_it_waits() -> None
     assert computed == [3, 3, 9, 3, 3, 3]
 
 
+def test_larger_batches_are_tried_again_later() -> None:
+    """Another program took the memory at the beginning, and ended."""
+    row_counts: list[int] = []
+
+    class Model(TabularModel):
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            row_counts.append(len(requests))
+            if len(requests) > (4 if len(row_counts) < 300 else 16):
+                raise MemoryError
+            return super().draft(requests)
+
+    rollouts = [
+        make_rollout(
+            align=AlignParams(schedule=NoSchedule(), segment_len=1, num_candidates=1),
+            sampling=SamplingParams(max_tokens=400),
+        )
+        for _ in range(16)
+    ]
+    for _ in stars(rollouts, Model(("a",), lambda _: (1.0,)), TableReward({})):
+        pass
+    assert {len(rollout.token_ids) for rollout in rollouts} == {400}
+    assert row_counts[:4] == [16, 8, 4, 4]
+    assert row_counts[:300].count(8) == 2  # at the beginning, and after 64 steps of four batches
+    assert row_counts[-1] == 16
+
+
 @pytest.mark.slow
 def test_a_large_request_is_not_starved(engine: StarsEngine) -> None:
     """It fills the budget alone, while small requests keep coming."""
