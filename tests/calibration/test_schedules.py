@@ -285,7 +285,7 @@ def test_presets() -> None:
     [
         (lambda: AutoSchedule(budget=1.0), ["budget", "1.0", "> 1"]),
         (lambda: AutoSchedule(target_acceptance=1.5), ["target_acceptance", "1.5", "< 1"]),
-        (lambda: AutoSchedule(budget=2, target_forced=0.1), ["budget and target_forced", "one"]),
+        (lambda: AutoSchedule(budget=2, target_forced=0.1), ["budget, target_forced", "one"]),
         (lambda: AutoSchedule(beta=0.3), ["beta", "unknown", "relative_beta", "AlignParams(beta="]),
         (lambda: AutoSchedule(segment_len=0), ["segment_len=0", "1 or more"]),
         (lambda: AutoSchedule(prompts=("",) * 8), ["all 8 prompts are ''", "nothing about others"]),

@@ -279,7 +279,7 @@ def test_invalid_paths_are_named(tmp_path: Path, one: StarsResult, name: str) ->
     (tmp_path / "file").touch()
     targets = {
         tmp_path / f"folder{suffix}": "Is a directory",
-        tmp_path / "nowhere" / name: "No such file or directory",
+        tmp_path / "nowhere" / name: "its directory does not exist",
         tmp_path / "file" / name: "Not a directory",
         tmp_path / ("n" * 5000 + suffix): "File name too long",
         tmp_path / f"zero\0byte{suffix}": "null (byte|character)",

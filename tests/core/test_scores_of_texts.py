@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from stars_engine import (
     StarsConfig,
     StarsEngine,
 )
+from stars_engine.core.engine_core import EngineCore
 from stars_engine.runtime.score_job import BATCH, BATCH_TOKENS, MAX_OPEN
 from stars_engine.types import RewardInput
 from tests.support.engines import until, wait_until, with_reward
@@ -51,20 +53,28 @@ def engine_of(engine: StarsEngine, reward: Any, **params: Any) -> StarsEngine:
 
 
 async def test_a_small_request_does_not_wait_for_the_scores_of_many_texts(
-    engine: StarsEngine,
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"text {number}" for number in range(4000)]
     reward = Recording()
+    step, num_scored = EngineCore.step, []
+
+    def counted(self: EngineCore) -> Any:
+        if self.has_work():
+            num_scored.append(len(reward.texts))
+        return step(self)
+
+    monkeypatch.setattr(EngineCore, "step", counted)
     with engine_of(engine, reward) as mine:
         await mine.aload()
         scoring = asyncio.create_task(mine.ascore("a prompt", texts))
         await until(lambda: bool(reward.batches))
-        num_before = len(reward.texts)
         await mine.agenerate("hi", sampling=SMALL)
-        num_meanwhile = len(reward.texts) - num_before
-        assert num_meanwhile <= 20 * BATCH  # one batch between two steps
         assert not scoring.done()
         found = await scoring
+    assert len(num_scored) > 1
+    # One batch between two steps, and the draft of the first of them.
+    assert max(after - before for before, after in pairwise(num_scored)) <= 2 * BATCH
     assert [score.reward for score in found] == [float(len(text)) for text in texts]
     assert max(len(batch) for batch in reward.batches) <= BATCH
 
