@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 OVERDUE_S = 0.5  # after a timeout: what a loop may take to cancel a call, and then to respond
 GRACE_S = 4 * OVERDUE_S  # after a timeout, `EventLoop.run` has ended
-_MAX_MOVES = 2  # of a call whose loop is blocked by another one
 _MAX_BLOCKED = 16  # loops
+_MAX_MOVES = _MAX_BLOCKED  # of a call whose loop is blocked by another one
+_MAX_CANCELLED = 2  # times that a call is made again because something else cancelled it
 
 # Takes how many seconds a call on this thread may take from now on; None for no limit.
 set_time_limit: ContextVar[Callable[[float | None], None]] = ContextVar(
@@ -107,7 +108,8 @@ class EventLoop:
             RewardTimeoutError: The awaitable exceeded the timeout, and was cancelled.
         """
         wait_s = None if timeout_s is None else timeout_s + OVERDUE_S
-        for num_moves in range(1 + _MAX_MOVES):
+        num_cancelled = 0
+        for _ in range(1 + _MAX_MOVES):
             set_time_limit.get()(None if timeout_s is None else timeout_s + GRACE_S)
             awaitable = call()
             with self._lock:  # never between stopping one loop and starting the next
@@ -120,8 +122,9 @@ class EventLoop:
             try:
                 return _result_of(future, wait_s)
             except CancelledError:
-                again = submitted.is_cancelled and not loop.stopping and num_moves < _MAX_MOVES
-                if not loop.retired and not again:
+                num_cancelled += 1
+                may_repeat = num_cancelled <= _MAX_CANCELLED and not loop.stopping
+                if not loop.retired and not (submitted.is_cancelled and may_repeat):
                     raise
                 continue
             except TimeoutError:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 0.1  # after a deadline, for the engine's thread to answer
 MAX_WAIT_S = 3600.0  # upper bound of a wait, since locks do not accept infinity
 READING_S = 0.05  # for reading a text so far as a message; a tokenizer may hang as well
+READING_S_PER_ANSWER = 1e-5  # more, since threads of a busy machine wait for each other
 READERS = "stars-deadline"  # name of threads
 
 
@@ -70,41 +71,52 @@ class Watchdog:
             self._changed.notify()
 
     def _run(self) -> None:
-        while (group := self._wait()) is not None:
-            try:
-                self._answer(group)
-            except Exception:
-                logger.exception("Answering a call at its deadline failed")
+        while groups := self._wait():
+            readers = [self._start_reading(group) for group in groups]
+            until_s = time.monotonic() + READING_S
+            for reader in readers:
+                # Calls with very many answers are read for longer, and others do not wait for them.
+                if not reader.is_read_by(until_s):
+                    Thread(target=reader.watch, name=READERS, daemon=True).start()
 
-    def _wait(self) -> RequestGroup | None:
-        """Return the next call that was not answered in time; None if no call is left."""
+    def _wait(self) -> list[RequestGroup]:
+        """Return the next calls that were not answered in time; none if no call is left."""
         with self._changed:
             while self._groups:
-                due_s, number = self._due[0]
-                remaining_s = due_s - time.monotonic()
-                if number in self._groups and remaining_s > 0:
+                if found := self._take_due():
+                    return found
+                if self._due:
+                    remaining_s = max(0.0, self._due[0][0] - time.monotonic())
                     self._changed.wait(min(remaining_s, MAX_WAIT_S))
-                    continue
-                heapq.heappop(self._due)
-                group = self._groups.pop(number, None)
-                if group is not None:
-                    return group
             self._due.clear()
             self._thread = None
-            return None
+            return []
 
-    def _answer(self, group: RequestGroup) -> None:
+    def _take_due(self) -> list[RequestGroup]:
+        """Take the calls that are due now, and forget those that are done."""
+        found = []
+        while self._due and (
+            self._due[0][0] <= time.monotonic() or self._due[0][1] not in self._groups
+        ):
+            group = self._groups.pop(heapq.heappop(self._due)[1], None)
+            if group is not None:
+                found.append(group)
+        return found
+
+    def _start_reading(self, group: RequestGroup) -> _Reader:
+        """Take a call over from the engine's thread, and read its answers on another one."""
         logger.warning(
             "A deadline passed while %s; the caller gets what was accepted",
             where_it_is(self._engine_thread()),
         )
         group.is_taken_over = True
-        self._on_missed(group)
         reader = _Reader(group)
+        try:
+            self._on_missed(group)
+        except Exception:
+            logger.exception("Ending a call at its deadline failed")
         Thread(target=reader.read, name=READERS, daemon=True).start()
-        # A call with very many answers is read for longer, and other calls do not wait for it.
-        if not reader.is_read.wait(READING_S) and not reader.fail_if_stuck():
-            Thread(target=reader.watch, name=READERS, daemon=True).start()
+        return reader
 
 
 class _Reader:
@@ -114,16 +126,23 @@ class _Reader:
         self._group = group
         self._events: dict[int, SegmentEvent] = {}
         self._num_seen = 0
-        self.is_read = Event()
+        self._is_read = Event()
+        self._limit_s = READING_S + READING_S_PER_ANSWER * group.num_answers
 
     def read(self) -> None:
         """Read all answers and complete the call."""
         for index, event in events_at_deadline(self._group):
             self._events[index] = event
-        self.is_read.set()
+        self._is_read.set()
         self._group.complete_at_deadline(self._events)
 
-    def fail_if_stuck(self) -> bool:
+    def is_read_by(self, until_s: float) -> bool:
+        """Wait until a time on the monotonic clock; return whether nothing is left to watch."""
+        if self._is_read.wait(max(0.0, until_s - time.monotonic())):
+            return True
+        return self._limit_s < 2 * READING_S and self._fail_if_stuck()
+
+    def _fail_if_stuck(self) -> bool:
         """Fail the call if no answer was read since the last call of this method."""
         num_read = len(self._events)
         is_stuck = num_read == self._num_seen
@@ -134,8 +153,8 @@ class _Reader:
 
     def watch(self) -> None:
         """Wait until all answers are read, or reading hangs."""
-        while not self.is_read.wait(READING_S):
-            if self.fail_if_stuck():
+        while not self._is_read.wait(self._limit_s):
+            if self._fail_if_stuck():
                 return
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,3 +159,33 @@ def test_closing_returns_while_the_engine_hangs(
     assert "thread 'stars-engine' is busy in" in caplog.text
     with pytest.raises(EngineClosedError):
         future.result(timeout=60)
+
+
+def test_calls_that_are_due_together_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None waits for the reading of another, which may hang."""
+    order: list[str] = []
+    release = threading.Event()
+
+    def hang(_: object) -> list[Any]:
+        release.wait(60)
+        return []
+
+    def call() -> Any:
+        return SimpleNamespace(
+            expires_at_s=expires_at_s,
+            num_answers=1,
+            future=SimpleNamespace(when_done=lambda _: None),
+            fail=lambda _: order.append("failed"),
+            complete_at_deadline=lambda _: None,
+            elapsed_s=lambda: 0.0,
+        )
+
+    monkeypatch.setattr(watchdog, "events_at_deadline", hang)
+    monkeypatch.setattr(watchdog, "missed_deadline_error", lambda _: TimeoutError())
+    expires_at_s = time.monotonic() + 0.1
+    mine = watchdog.Watchdog(lambda: None, lambda _: order.append("missed"))
+    for _ in range(8):
+        mine.watch(call())
+    wait_until(lambda: len(order) == 16)
+    release.set()
+    assert order == ["missed"] * 8 + ["failed"] * 8

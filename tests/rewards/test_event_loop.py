@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
@@ -299,3 +300,22 @@ def test_a_call_that_is_cancelled_again_and_again_fails(loop: EventLoop) -> None
     with pytest.raises(CancelledError):
         loop.run(is_cancelled, timeout_s=None)
     assert len(calls) == 3
+
+
+@pytest.mark.slow
+def test_several_calls_that_block_the_loop_fail_no_other() -> None:
+    async def blocks() -> None:
+        time.sleep(2)  # noqa: ASYNC251 - that is the fault
+
+    async def waits() -> float:
+        await asyncio.sleep(0.05)
+        return 2.0
+
+    loop = EventLoop("test")
+    with ThreadPoolExecutor(12) as pool:
+        good = [pool.submit(loop.run, waits, timeout_s=0.3) for _ in range(4)]
+        bad = [pool.submit(loop.run, blocks, timeout_s=0.3) for _ in range(4)]
+        more = [pool.submit(loop.run, waits, timeout_s=0.3) for _ in range(4)]
+        assert [each.result(60) for each in (*good, *more)] == [2.0] * 8
+        assert all(isinstance(each.exception(60), RewardTimeoutError) for each in bad)
+    loop.close()
