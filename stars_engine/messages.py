@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.schema import Schema, is_json
+from stars_engine.nesting import is_json
+from stars_engine.schema import Schema
 from stars_engine.schema_formats.dialects import as_json_schema
 from stars_engine.schema_formats.library_types import without_reasons
 from stars_engine.schema_formats.listings import lists_tools, tool_items

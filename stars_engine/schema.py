@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import math
 import types
 import typing
@@ -20,7 +19,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stars_engine.near_names import near_name
-from stars_engine.nesting import MAX_DEPTH, is_deeper
 from stars_engine.problems import HINT, ConfigError, Problem
 from stars_engine.redaction import (
     DIGESTS,
@@ -127,28 +125,6 @@ def _as_config_error(cls: type[BaseModel]) -> Iterator[None]:
         yield
     except ValidationError as error:
         raise ConfigError(cls.__name__, list(_problems(cls, error))) from None
-
-
-def is_json(value: Any, meaning: str) -> Any:
-    """Return a value if it can be written as JSON, without infinities and lone surrogates.
-
-    Raises:
-        ValueError: The value cannot be written as JSON, or is nested too deeply.
-    """
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{meaning} contains a lone surrogate, which is not a character. Hint: remove it"
-        ) from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{meaning} must be JSON: {error}. Hint: use strings, finite numbers, true, false, "
-            "None, lists and dicts with string keys"
-        ) from None
-    if is_deeper(value, MAX_DEPTH):
-        raise ValueError(f"{meaning} is nested more than {MAX_DEPTH} levels deep. Hint: flatten it")
-    return value
 
 
 def not_nan(value: float | None, meaning: str) -> float | None:

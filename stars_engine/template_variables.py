@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from stars_engine.schema import is_json
+from stars_engine.nesting import is_json
 
 # Keywords that rendering itself passes to the template or to transformers.
 _OWN_KEYWORDS = frozenset(

@@ -17,8 +17,9 @@ from pydantic import (
 from stars_engine.config.alternatives import Alternative
 from stars_engine.config.preset_fields import preset_fields
 from stars_engine.config.sampling import SamplingParams
+from stars_engine.nesting import is_json
 from stars_engine.schedules import AutoSchedule, CalibratedSchedule, Schedule
-from stars_engine.schema import Schema, is_json
+from stars_engine.schema import Schema
 
 
 class AlignParams(Schema):

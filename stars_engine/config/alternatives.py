@@ -6,7 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stars_engine.schema import Schema, is_json
+from stars_engine.nesting import is_json
+from stars_engine.schema import Schema
 
 Text = Annotated[str, Field(min_length=1)]
 

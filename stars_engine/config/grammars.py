@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from stars_engine.nesting import MAX_DEPTH, is_deeper
-from stars_engine.schema import Schema, is_json
+from stars_engine.nesting import MAX_DEPTH, is_deeper, is_json
+from stars_engine.schema import Schema
 from stars_engine.schema_formats.pydantic_models import schema_of_model
 from stars_engine.schema_formats.wrappings import is_schema, read_schema
 

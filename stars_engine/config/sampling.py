@@ -12,7 +12,8 @@ from pydantic import (
 )
 
 from stars_engine.config.grammars import Grammar, as_grammar
-from stars_engine.schema import Schema, is_json
+from stars_engine.nesting import is_json
+from stars_engine.schema import Schema
 
 
 class SamplingParams(Schema):
