@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stars_engine.calibration.over_prompts import Floats
 from stars_engine.guides.statistics import line_of
 
+NUM_FOLDS = 5
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of ridge, over the mean variance of a feature
 _EPOCHS, _BATCH, _RATE = 12, 512, 2e-3
 

@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from stars_engine.calibration.over_prompts import Floats
 from stars_engine.errors import ConfigError, Problem
-from stars_engine.guides.fit import folds_of
 from stars_engine.guides.lora import RANK, fit_classifier
 from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
 from stars_engine.guides.selection import Data, choose, described
@@ -18,7 +15,6 @@ from stars_engine.guides.states import read_states
 from stars_engine.hidden_states.probes import GivesHiddenStates
 from stars_engine.hidden_states.value_head import ValueHead, fingerprint_of
 
-NUM_FOLDS = 5
 _WIDTH = 64
 
 
@@ -59,14 +55,7 @@ def fit_head(
     states = read_states(
         model, samples, _layers(model, layers), positions, seed=seed, progress=progress
     )
-    prompts_of = np.array([sample.prompt_index for sample in samples])[states.samples]
-    data = Data(
-        states=states,
-        scores=np.array([sample.score for sample in samples], dtype=float)[states.samples],
-        prompts=prompts_of,
-        folds=folds_of(prompts_of.tolist(), NUM_FOLDS, seed),
-        positions=positions,
-    )
+    data = Data.of(states, samples, positions, seed)
     candidates, network = choose(
         data,
         widths={"linear": (), "mlp": (_WIDTH,), "auto": (_WIDTH,)}[shape],
@@ -105,17 +94,8 @@ def fit_lora(
 ) -> FittedGuide:
     """Fit a classifier with LoRA, which has no further choices."""
     guide = fit_classifier(model, samples, positions, seed=seed, progress=progress)
-    indices = guide.states.samples
-    prompts_of = np.array([sample.prompt_index for sample in samples])[indices]
-    data = Data(
-        states=guide.states,
-        scores=np.array([sample.score for sample in samples], dtype=float)[indices],
-        prompts=prompts_of,
-        folds=np.zeros_like(prompts_of),
-        positions=positions,
-    )
     return FittedGuide(
-        data=data,
+        data=guide.data,
         values=guide.values,
         described=f"classifier, LoRA of rank {RANK}",
         tried={f"after epoch {n}": value for n, value in enumerate(guide.by_epoch, 1)},

@@ -17,15 +17,14 @@ from transformers import AutoModelForSequenceClassification
 
 from stars_engine.calibration.over_prompts import Floats
 from stars_engine.errors import ModelLoadError, needs_extra
-from stars_engine.guides.fit import folds_of
+from stars_engine.guides.fit import NUM_FOLDS, folds_of
 from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
+from stars_engine.guides.selection import Data
 from stars_engine.guides.states import States
-from stars_engine.guides.statistics import within_correlation
 
 RANK = 16
 _RATE, _EPOCHS, _WARMUP = 5e-4, 4, 0.1
 _BATCH_TOKENS = 2048
-_NUM_FOLDS = 5
 
 
 class LoraGuide(NamedTuple):
@@ -34,14 +33,14 @@ class LoraGuide(NamedTuple):
     Attributes:
         model: The classifier, with the adapter merged into its weights. Its output is in units of
             the score, relative to the mean score.
-        states: The rows of `values`, without hidden states.
+        data: The rows of `values`, without hidden states.
         values: `(rows,)`, at each position of held-out answers that are longer, and at their ends.
         by_epoch: Within-prompt correlation on the prompts that choose the epoch.
         num_parameters: Numbers that were fitted.
     """
 
     model: Any
-    states: States
+    data: Data
     values: Floats
     by_epoch: list[float]
     num_parameters: int
@@ -70,7 +69,7 @@ def fit_classifier(
         samples: The answers, with scores.
         positions: Lengths, in tokens, at which values are measured.
         seed: Seed of the adapter's weights and of the order of samples.
-        progress: Called with "fitting", the tokens read, and all tokens.
+        progress: Called with "fitting", the batches read, and all batches.
 
     Raises:
         ModelLoadError: The model is not one of transformers, has an adapter, or has no class of
@@ -82,7 +81,7 @@ def fit_classifier(
     scores = np.array([sample.score for sample in samples], dtype=float)
     center, scale = float(scores.mean()), float(scores.std()) or 1.0
     targets = (scores - center) / scale
-    folds = folds_of([sample.prompt_index for sample in samples], _NUM_FOLDS, seed)
+    folds = folds_of([sample.prompt_index for sample in samples], NUM_FOLDS, seed)
     measured, choosing, learned = (
         np.flatnonzero(part).tolist() for part in (folds == 0, folds == 1, folds > 1)
     )
@@ -91,7 +90,7 @@ def fit_classifier(
     best: list[torch.Tensor] = []
     for _ in _epochs(classifier, fitted, samples, targets, learned, seed=seed, progress=progress):
         states, values = _values(classifier, samples, choosing, positions)
-        by_epoch.append(_mean_correlation(states, values, samples, scores, positions))
+        by_epoch.append(Data.of(states, samples, positions, seed).mean_correlation(values))
         if by_epoch[-1] >= max(by_epoch):
             best = [each.detach().clone() for each in fitted]
     with torch.no_grad():
@@ -102,7 +101,8 @@ def fit_classifier(
     with torch.no_grad():
         merged.score.weight.mul_(scale)
     num_parameters = sum(each.numel() for each in fitted)
-    return LoraGuide(merged.eval(), states, values * scale + center, by_epoch, num_parameters)
+    data = Data.of(states, samples, positions, seed)
+    return LoraGuide(merged.eval(), data, values * scale + center, by_epoch, num_parameters)
 
 
 def _classifier_of(model: Any) -> Any:
@@ -237,19 +237,3 @@ def _values(
             rows += [(index, size, float(output[size])) for size in sizes]
     indices, sizes_of_rows, values = (np.array(column) for column in zip(*rows, strict=True))
     return States(indices, sizes_of_rows, {}), values.astype(float)
-
-
-def _mean_correlation(
-    states: States,
-    values: Floats,
-    samples: Sequence[JudgedAnswer],
-    scores: Floats,
-    positions: Sequence[int],
-) -> float:
-    """Return the within-prompt correlation with the scores, mean over positions."""
-    found = []
-    for size in positions:
-        at = np.flatnonzero(states.num_tokens == size)
-        prompts = np.array([samples[index].prompt_index for index in states.samples[at]])
-        found.append(within_correlation(values[at], scores[states.samples[at]], prompts))
-    return float(np.mean(np.nan_to_num(found)))

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from stars_engine.calibration.over_prompts import Floats
 from stars_engine.guides.fit import (
+    NUM_FOLDS,
     STRENGTHS,
     Network,
     Ridge,
     calibrated,
+    folds_of,
     linear,
     mlp,
 )
-from stars_engine.guides.samples import ProgressCallback
+from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
 from stars_engine.guides.states import States
 from stars_engine.guides.statistics import line_of, within_correlation
 
@@ -67,6 +69,16 @@ class Data:
     prompts: NDArray[np.int64]
     folds: NDArray[np.int64]
     positions: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, states: States, samples: Sequence[JudgedAnswer], positions: Sequence[int], seed: int
+    ) -> Data:
+        """Return the rows with the scores and prompts of their samples, in folds of prompts."""
+        scores = np.array([sample.score for sample in samples], dtype=float)[states.samples]
+        prompts = np.array([sample.prompt_index for sample in samples])[states.samples]
+        folds = folds_of(prompts.tolist(), NUM_FOLDS, seed)
+        return cls(states, scores, prompts, folds, positions)
 
     @property
     def groups(self) -> NDArray[np.int64]:

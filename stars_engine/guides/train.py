@@ -99,7 +99,8 @@ def train_guide(
         RewardError: The judge failed.
     """
     # These import torch, which importing this function must not.
-    from stars_engine.guides.kinds import NUM_FOLDS, fit_head, fit_lora  # noqa: PLC0415
+    from stars_engine.guides.fit import NUM_FOLDS  # noqa: PLC0415
+    from stars_engine.guides.kinds import fit_head, fit_lora  # noqa: PLC0415
     from stars_engine.hidden_states.probes import gives_hidden_states  # noqa: PLC0415
 
     _check(num_answers=num_answers, shape=shape, soft_value_beta=soft_value_beta)

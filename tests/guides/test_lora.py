@@ -54,8 +54,8 @@ def test_a_classifier_learns_what_the_first_words_decide(
 ) -> None:
     before = {name: value.clone() for name, value in engine.model.model.state_dict().items()}
     guide = fit_classifier(engine.model, samples, [1, 8], seed=0, progress=lambda *_: None)
-    at = {size: guide.states.num_tokens == size for size in (1, 8)}
-    scores = np.array([samples[index].score for index in guide.states.samples])
+    at = {size: guide.data.states.num_tokens == size for size in (1, 8)}
+    scores = np.array([samples[index].score for index in guide.data.states.samples])
     assert np.corrcoef(guide.values[at[8]], scores[at[8]])[0, 1] > 0.9
     assert guide.values[at[1]].std() < 0.2  # " was" says nothing of what follows
     after = engine.model.model.state_dict()
@@ -67,7 +67,7 @@ def test_a_classifier_learns_what_the_first_words_decide(
     rows = np.flatnonzero(at[8])[:6]
     inputs = []
     for row in rows:
-        sample = samples[guide.states.samples[row]]
+        sample = samples[guide.data.states.samples[row]]
         text, _ = engine.model.codec.completion_text(sample.prompt_ids, sample.token_ids[:8])
         prompt = RewardPrompt(sample.prompt, token_ids=sample.prompt_ids)
         inputs.append(RewardInput(prompt, text, sample.token_ids[:8]))
