@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from stars_engine.algorithm.candidate import Draft
 from stars_engine.backends.base import DraftRequest, Pause
 from stars_engine.backends.codec_model import CodecModel, with_chat_template
-from stars_engine.backends.decoders import Branches, ComputedPrefix
+from stars_engine.backends.decoders import ComputedPrefix
 from stars_engine.backends.draft_batch import DraftBatch
 from stars_engine.backends.facts import find_end_ids, sampling_of
 from stars_engine.backends.features import FeatureRecorder, ProbedModel
@@ -31,6 +31,7 @@ from stars_engine.errors import (
     needs_extra,
 )
 from stars_engine.grammars import Grammars, GrammarState
+from stars_engine.hidden_states.probes import ProbeSet
 from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
@@ -97,18 +98,7 @@ class TransformersBackend(CodecModel):
         """Draft; return None to start again, because weights or probes changed during a pause."""
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
         prefixes = yield from self._compute_prefixes(requests, num_tokens)
-        probes, num_resets = self._probed.current, self.decoder.num_resets
-        recorder: FeatureRecorder | None = None
-        branches: Branches | None = None
-        if probes is not None and any(request.probes for request in requests):
-            recorder = FeatureRecorder(probes, prefixes, num_tokens)
-
-        def is_outdated() -> bool:
-            if recorder is not None and self._probed.current is not probes:
-                return True  # the next step would compute other features
-            # Rows that were begun are independent of the cache, and go on after many restarts.
-            return (may_restart or branches is None) and self.decoder.num_resets != num_resets
-
+        start = _Start(self._probed.current, self.decoder.num_resets)
         logits = torch.stack([prefix.last_output for prefix in prefixes])  # (rows, vocab)
         grammars = [self._grammar_state(request) for request in requests]
         sampler = RowSampler(requests, logits, self.end_ids, self._grammars)
@@ -116,9 +106,11 @@ class TransformersBackend(CodecModel):
         sampler.prepare(batch.rows)
         if sampler.waits_for is not None:  # the masks of a slow grammar
             yield Pause(num_tokens, sampler.waits_for)
-            if is_outdated():
+            if self._is_outdated(start, probes=True, weights=True):
                 return None
+        recorder = self._recorder(requests, prefixes, num_tokens)
         num_steps = num_tokens - (recorder is None)
+        branches = None
         for step in range(num_tokens):
             if self._interrupted:
                 raise Interrupted
@@ -136,10 +128,23 @@ class TransformersBackend(CodecModel):
                 branches.keep_last()
                 break
             yield Pause(num_tokens - step - 1, sampler.waits_for)
-            if is_outdated():
+            if self._is_outdated(start, probes=recorder is not None, weights=may_restart):
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
+
+    def _recorder(
+        self, requests: Sequence[DraftRequest], prefixes: Sequence[ComputedPrefix], num_tokens: int
+    ) -> FeatureRecorder | None:
+        if self._probed.current is None or not any(request.probes for request in requests):
+            return None
+        return FeatureRecorder(self._probed.current, prefixes, num_tokens)
+
+    def _is_outdated(self, start: _Start, *, probes: bool, weights: bool) -> bool:
+        """Whether the probes or the weights have changed since a draft began, as far as asked."""
+        if probes and self._probed.current is not start.probes:
+            return True
+        return weights and self.decoder.num_resets != start.num_resets
 
     # --- grammars ---
 
@@ -239,6 +244,13 @@ def _in_pauses(
             found: Sequence[ComputedPrefix] = end.value
             return found
         yield Pause(num_tokens + num_left)
+
+
+class _Start(NamedTuple):
+    """What the beginning of a draft was computed with; see `ProbedModel` and `Decoder`."""
+
+    probes: ProbeSet | None
+    num_resets: int
 
 
 @dataclass

@@ -68,7 +68,7 @@ class Request:
     alternative_handles: dict[int, PrefixHandle] = field(default_factory=dict)
     has_one_handle: bool = False
     verification: DraftVerification | None = None
-    num_drafts: NumDrafts = NumDrafts(1, 1)
+    num_drafts: NumDrafts = field(init=False)
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
