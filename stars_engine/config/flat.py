@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from stars_engine.config.align import AlignParams
@@ -100,7 +101,11 @@ def check_names(
     for name in fields:
         if name not in known:
             near = near_name(name, known)
-            shown = MASK if resembles_secret_name(name) else repr(masked(fields[name]))
+            value = fields[name]
+            is_secret = resembles_secret_name(name)
+            if isinstance(value, int) and near and get_close_matches(name, [near], 1, 0.9):
+                is_secret = resembles_secret_name(near)  # `max_token` means `max_tokens`
+            shown = MASK if is_secret else repr(masked(value))
             said = f"unknown field with the value {redact(shown[:80])}"
             hint = (_OF_CONFIGS if parts is None else _OF_CALLS).get(name)
             if name in _OF_TEMPLATES:

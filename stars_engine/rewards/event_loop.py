@@ -6,15 +6,16 @@ import asyncio
 import inspect
 import logging
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
-from contextvars import Context, ContextVar, copy_context
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from threading import Event, Lock, Thread
 from typing import Any
 
 from stars_engine.errors import Interrupted
 from stars_engine.rewards.failures import RewardTimeoutError
+from stars_engine.rewards.loop_tasks import LoopCall, current_call, protect_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -35,46 +36,6 @@ set_cancel: ContextVar[Callable[[Callable[[], object]], None]] = ContextVar(
 )
 
 
-class _Call:
-    """One call on an event loop.
-
-    Attributes:
-        is_cancelled: Whether something else than its own code has cancelled a task of it.
-        ended: Whether it has ended.
-    """
-
-    def __init__(self) -> None:
-        self.is_cancelled = self.ended = False
-
-
-_current_call: ContextVar[_Call | None] = ContextVar("_current_call", default=None)
-
-
-class _Task(asyncio.Task[Any]):
-    """A task that the code of other calls cannot cancel, as long as its call is in progress.
-
-    Context variables are inherited by what a task starts, so they name the call whose code runs.
-    """
-
-    def __init__(self, *args: Any, context: Context | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, context=context, **kwargs)
-        self._call = _current_call.get() if context is None else context.get(_current_call)
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Cancel the task, unless another call asks for it."""
-        call, canceller = self._call, _current_call.get()
-        if call is not None and call is not canceller and not call.ended:
-            if canceller is not None:
-                logger.warning("A reward tried to cancel a task of another call of it")
-                return False
-            call.is_cancelled = True  # by the engine, or by code that a reward runs elsewhere
-        return super().cancel(msg)
-
-
-def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> _Task:
-    return _Task(coroutine, loop=loop, **options)
-
-
 class EventLoop:
     """Runs awaitables for any number of threads on one event loop.
 
@@ -83,8 +44,11 @@ class EventLoop:
     is collected.
 
     An awaitable may block the loop. When a call is overdue for that reason, a new loop replaces the
-    blocked one. The other calls on it are made again on the new loop, with their whole time. So are
-    calls that are cancelled from elsewhere; the code of one call cannot cancel tasks of another.
+    blocked one. The other calls on it are made again on the new loop, with their whole time.
+
+    The code of one call cannot cancel tasks of another. A call that is cancelled by nobody known,
+    such as a thread that a reward started, is made again: once on the same loop, and then on a loop
+    of its own, where nobody finds its tasks.
 
     Args:
         name: The name of the thread.
@@ -94,6 +58,7 @@ class EventLoop:
         self._name = name
         self._lock = Lock()
         self._current: _LoopThread | None = None
+        self._alone: list[_LoopThread] = []  # for one call each
         self._blocked: list[_LoopThread] = []
 
     def run(self, call: Callable[[], Awaitable[Any]], *, timeout_s: float | None) -> Any:
@@ -107,14 +72,21 @@ class EventLoop:
         Raises:
             RewardTimeoutError: The awaitable exceeded the timeout, and was cancelled.
         """
+        with ExitStack() as at_end:
+            return self._run(call, timeout_s, at_end)
+
+    def _run(
+        self, call: Callable[[], Awaitable[Any]], timeout_s: float | None, at_end: ExitStack
+    ) -> Any:
         wait_s = None if timeout_s is None else timeout_s + OVERDUE_S
+        alone: _LoopThread | None = None
         num_cancelled = 0
         for _ in range(1 + _MAX_MOVES):
             set_time_limit.get()(None if timeout_s is None else timeout_s + GRACE_S)
             awaitable = call()
             with self._lock:  # never between stopping one loop and starting the next
                 try:
-                    loop = self._started()
+                    loop = self._started() if alone is None or alone.ended else alone
                 except RuntimeError:
                     _close(awaitable)
                     raise
@@ -126,6 +98,8 @@ class EventLoop:
                 may_repeat = num_cancelled <= _MAX_CANCELLED and not loop.stopping
                 if not loop.retired and not (submitted.is_cancelled and may_repeat):
                     raise
+                if num_cancelled == _MAX_CANCELLED:
+                    alone = at_end.enter_context(self._for_one_call())
                 continue
             except TimeoutError:
                 if future.done():  # just now, or the reward raised this
@@ -138,18 +112,32 @@ class EventLoop:
                 break
         raise RewardTimeoutError(timeout_s)
 
+    @contextmanager
+    def _for_one_call(self) -> Iterator[_LoopThread]:
+        """Start a loop that ends with the context."""
+        loop = _LoopThread(self._name)
+        with self._lock:
+            self._alone.append(loop)
+        try:
+            yield loop
+        finally:
+            with self._lock:
+                self._alone.remove(loop)
+            loop.stop()
+
     def close(self) -> None:
         """Cancel running awaitables and end the thread."""
         with self._lock:
-            loop, self._current = self._current, None
-        if loop is not None:
-            loop.stop()
+            loops, self._current = [*self._alone, self._current], None
+        for loop in loops:
+            if loop is not None:
+                loop.stop()
 
     @property
     def threads(self) -> list[Thread]:
         """Threads that are alive, those of blocked loops included."""
         with self._lock:
-            loops = [*self._blocked, self._current]
+            loops = [*self._blocked, *self._alone, self._current]
         return [loop.thread for loop in loops if loop is not None and loop.thread.is_alive()]
 
     def _started(self) -> _LoopThread:
@@ -170,6 +158,7 @@ class EventLoop:
         with self._lock:
             if self._current is loop:
                 self._current = None
+            if loop not in self._blocked:
                 self._blocked.append(loop)
         loop.retire()
 
@@ -186,7 +175,7 @@ class _LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._loop.set_task_factory(_new_task)
+        protect_tasks(self._loop)
         self._tasks: dict[Future[Any], list[asyncio.Task[Any] | None]] = {}
         self.stopping = self.retired = self.ended = False
         self.thread = Thread(target=self._run, name=name, daemon=True)
@@ -194,17 +183,17 @@ class _LoopThread:
 
     def submit(
         self, awaitable: Awaitable[Any], timeout_s: float | None
-    ) -> tuple[Future[Any], _Call]:
+    ) -> tuple[Future[Any], LoopCall]:
         """Start to await something; return a future of its result, and the call."""
         tasks: list[asyncio.Task[Any] | None] = []
-        call = _Call()
+        call = LoopCall()
 
         async def run() -> Any:
             tasks.append(asyncio.current_task())
             return await _within(awaitable, timeout_s)
 
         context = copy_context()
-        context.run(_current_call.set, call)
+        context.run(current_call.set, call)
         future = context.run(asyncio.run_coroutine_threadsafe, run(), self._loop)
         self._tasks[future] = tasks
         future.add_done_callback(lambda _: setattr(call, "ended", True))

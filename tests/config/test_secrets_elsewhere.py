@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from langchain_stars import ChatStars
 from stars_engine import (
+    AlignParams,
     ConfigError,
     ModelLoadError,
     OpenAIServerModel,
@@ -31,6 +32,7 @@ from stars_engine import (
     VLLMModel,
 )
 from stars_engine.cli.app import app
+from stars_engine.config.flat import check_names
 from stars_engine.display.results import results_page
 from stars_engine.evaluation import Recipe
 from stars_engine.evaluation.store import identity, name_of
@@ -314,3 +316,18 @@ def test_planted_configs_are_masked_in_errors_of_adapters_and_engines() -> None:
         with pytest.raises((ConfigError, TypeError)) as caught:
             make()
         assert leaks("".join(traceback.format_exception(caught.value))) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"max_token": 5}, "5"),  # resembles `token`, and means `max_tokens`
+        ({"tokn": 12345678}, MASK),
+        ({"max_token": "hf_abcdefgh"}, MASK),
+        ({"api_kye": 12345678}, MASK),
+    ],
+)
+def test_values_of_misspelled_fields(fields: dict[str, Any], shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_names(fields, owner="the call", parts=(SamplingParams, AlignParams))
+    assert f"unknown field with the value {shown}" in str(caught.value)

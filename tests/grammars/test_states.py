@@ -129,9 +129,9 @@ def test_forks_on_several_threads_read_their_origin_once(monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_other_threads_run_while_a_token_of_a_large_grammar_is_read() -> None:
-    schema = {"properties": {f"property{index}": {"type": "integer"} for index in range(3000)}}
+    schema = {"properties": {f"property{index}": {"type": "integer"} for index in range(6000)}}
     state = byte_grammars().start(JsonGrammar(json_schema=schema))
-    assert state.grammar.is_slow
+    state.grammar.note(math.inf)  # so that the speed of this machine does not decide it
     state.consume(b'{"')
     num_ticks, stop = 0, threading.Event()
 
@@ -147,8 +147,7 @@ def test_other_threads_run_while_a_token_of_a_large_grammar_is_read() -> None:
     seconds, ticks = time.perf_counter() - started_s, num_ticks - before
     stop.set()
     thread.join()
-    assert seconds > 0.05
-    assert ticks >= 10
+    assert ticks >= max(5, 50 * seconds)  # of up to 1,000 per second
 
 
 def test_masks_of_quick_grammars_do_not_wait_for_those_of_slow_ones(

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextvars import Context
 
 import pytest
 
@@ -200,6 +201,18 @@ async def cancels_all_in_a_callback() -> float:
     return 1.0
 
 
+async def cancels_all_in_an_empty_context() -> float:
+    Context().run(cancel_all)
+    await asyncio.sleep(0)
+    return 1.0
+
+
+async def cancels_all_in_a_callback_with_an_empty_context() -> float:
+    asyncio.get_running_loop().call_soon(cancel_all, context=Context())
+    await asyncio.sleep(1e6)
+    return 1.0
+
+
 async def cancels_all_from_another_thread() -> float:
     loop, tasks = asyncio.get_running_loop(), asyncio.all_tasks()
 
@@ -218,7 +231,9 @@ async def cancels_all_from_another_thread() -> float:
         (cancels_all, 2),
         (cancels_all_in_a_child, 2),
         (cancels_all_in_a_callback, 2),
-        (cancels_all_from_another_thread, 4),  # by nobody known: made again
+        (cancels_all_in_an_empty_context, 2),
+        (cancels_all_in_a_callback_with_an_empty_context, 4),  # by nobody known: made again
+        (cancels_all_from_another_thread, 4),
     ],
 )
 def test_a_call_that_cancels_all_tasks_fails_alone(
@@ -268,6 +283,76 @@ def run_once(loop: EventLoop, call: Callable[[], Awaitable[float]]) -> float:
         return next(calls, cancels_itself)()
 
     return loop.run(next_call, timeout_s=None)
+
+
+@pytest.mark.parametrize(
+    "cancels", [cancels_all_in_a_callback_with_an_empty_context, cancels_all_from_another_thread]
+)
+def test_a_call_that_cancels_all_tasks_again_and_again_fails_alone(
+    loop: EventLoop, cancels: Callable[[], Awaitable[float]]
+) -> None:
+    released, calls = threading.Event(), []
+
+    async def waits() -> float:
+        calls.append(1)
+        while not released.is_set():  # noqa: ASYNC110 - loops share no event of asyncio's
+            await asyncio.sleep(0.001)
+        return 2.0
+
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(loop.run, waits, timeout_s=None) for _ in range(4)]
+        bad = [pool.submit(loop.run, cancels, timeout_s=None) for _ in range(4)]
+        assert all(isinstance(each.exception(60), CancelledError) for each in bad)
+        released.set()
+        assert [other.result(60) for other in others] == [2.0] * 4
+    assert 4 < len(calls) <= 12
+    [thread] = {thread for thread in loop.threads if thread.is_alive()}
+    assert loop.run(thread_of_call, timeout_s=None) is thread
+
+
+async def thread_of_call() -> threading.Thread:
+    return threading.current_thread()
+
+
+def test_a_call_that_is_alone_on_its_loop_can_block_or_break_it(loop: EventLoop) -> None:
+    calls = []
+
+    async def is_cancelled_and_then_blocks(released: threading.Event) -> float:
+        calls.append(1)
+        if len(calls) <= 2:
+            return await cancels_all_from_another_thread()
+        released.wait(60)
+        return 1.0
+
+    released = threading.Event()
+    with pytest.raises(RewardTimeoutError):
+        loop.run(lambda: is_cancelled_and_then_blocks(released), timeout_s=0.2)
+    assert len(calls) == 3
+    assert len(loop.threads) == 2
+    released.set()
+    assert loop.run(answer, timeout_s=None) == 1.0
+    loop.close()
+    for thread in loop.threads:
+        thread.join(30)
+    assert not loop.threads
+
+
+def test_a_call_cannot_change_how_tasks_of_others_are_made(
+    loop: EventLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> asyncio.Task[float]:
+        raise ValueError("no tasks today")
+
+    async def breaks() -> float:
+        asyncio.get_running_loop().set_task_factory(fails)
+        return await answer()
+
+    async def starts_tasks() -> float:
+        return sum(await asyncio.gather(answer(), answer()))
+
+    assert loop.run(breaks, timeout_s=None) == 1.0
+    assert "tried to change how its event loop makes tasks" in caplog.text
+    assert loop.run(starts_tasks, timeout_s=None) == 2.0
 
 
 def test_a_call_can_cancel_its_own_tasks_and_those_of_calls_that_have_ended(
