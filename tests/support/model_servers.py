@@ -241,7 +241,9 @@ class TestServer:
         last_n = body["repeat_last_n"]
         if last_n < 0:
             return 400, {"error": {"message": "Field 'repeat_last_n': Value must be between 0"}}
-        bias = {token: -math.inf if value is False else value for token, value in body["logit_bias"]}
+        bias = {
+            token: -math.inf if value is False else value for token, value in body["logit_bias"]
+        }
         is_penalized = "penalties" in body["samplers"] and last_n >= len(body["prompt"])
         drawn = self._draw(
             body["prompt"],
