@@ -1,4 +1,4 @@
-"""A real llama-server on loopback; see docs/servers.md for the command.
+"""A real llama-server on loopback.
 
 `STARS_TEST_LLAMA_SERVER` is the program, `STARS_TEST_GGUF` a small instruct model in float32 as
 GGUF, and `STARS_TEST_LM` a directory with the same weights for transformers.
@@ -56,8 +56,8 @@ ALIGN = AlignParams(
 SAMPLING = SamplingParams(max_tokens=48, seed=3)
 
 
-def share_of_e(text: str) -> float:
-    return min(1.0, 8 * text.count("e") / max(1, len(text)))
+def share_of_e(prompt: str, completion: str) -> float:
+    return min(1.0, 8 * completion.count("e") / max(1, len(completion)))
 
 
 REWARD = FunctionReward(function=share_of_e)
