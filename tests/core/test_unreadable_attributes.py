@@ -316,3 +316,21 @@ def test_a_composite_that_fails_ends_its_request_only(
         outcomes = ask_all(mine)
         assert isinstance(outcomes.pop(2), RewardError)
         assert outcomes == [*alone[:2], *alone[3:]]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), MemoryError(), SystemExit(3)], ids=repr)
+def test_a_check_of_weights_that_fails_once_ends_no_request(
+    engine: StarsEngine, alone: list[str], error: BaseException
+) -> None:
+    class FailsOnce(Whole):
+        num_checks = 0
+
+        def invalidate_if_changed(self) -> None:
+            self.num_checks += 1
+            if self.num_checks == 1:
+                raise error
+
+    reward = FailsOnce()
+    with engine_of(engine, reward) as mine:
+        assert ask_all(mine) == alone
+    assert reward.num_checks > 1
