@@ -295,7 +295,9 @@ class EngineCore:
         """Invalidate caches of reward models whose weights changed, when a request starts."""
         new = [each for each in requests if not (each.prompt_computed or each.rollout.finished)]
         for part in _reward_parts(new):
-            error = _invalidate(part) and _invalidate(part)  # a failure may pass
+            error = _invalidate(part)
+            if error is not None:  # it may pass
+                error = _invalidate(part)
             if error is not None:
                 for request in new:
                     if any(each is part for each in single_models(request.reward)):
