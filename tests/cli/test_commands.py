@@ -203,9 +203,9 @@ def test_words_without_quotes_get_a_hint() -> None:
 
 
 def test_a_report_is_html() -> None:
-    run = stars("calibrate", "--report", "r.txt")
-    assert run.returncode == 2
-    assert "use .html or .htm" in run.stderr
+    run = CliRunner().invoke(app, ["calibrate", "--report", "r.txt"])
+    assert run.exit_code == 2
+    assert "use .html or .htm" in run.output
 
 
 @pytest.mark.slow

@@ -220,6 +220,7 @@ def test_when_the_engine_thread_fails_all_requests_fail(
                 ask("a", sampling=SHORT)
 
 
+@pytest.mark.slow
 def test_a_shared_engine_whose_thread_failed_is_recreated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -240,7 +241,7 @@ def test_a_shared_engine_whose_thread_failed_is_recreated(
 ALL_EXITS = [*EXITS, GeneratorExit("done")]
 
 
-@pytest.fixture(params=ALL_EXITS, ids=lambda error: type(error).__name__)
+@pytest.fixture(params=slow_but_each(3, ALL_EXITS), ids=lambda error: type(error).__name__)
 def exits_on_bad(
     request: pytest.FixtureRequest, engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> StarsEngine:

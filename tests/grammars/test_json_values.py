@@ -334,6 +334,7 @@ def test_many_choices(count: int) -> None:
     assert set(drawn) <= set(choices)
 
 
+@pytest.mark.slow
 def test_many_names_and_values() -> None:
     properties = {f"key {index}": {"type": "integer"} for index in range(3_000)}
     schema = {**OBJECT, "properties": properties}
