@@ -205,6 +205,7 @@ def test_a_terminal_that_cannot_encode_a_character(encoding: str, commands: list
             assert StarsResult.model_validate_json(run.stdout).text.endswith("é🙂")
 
 
+@pytest.mark.slow
 def test_an_empty_stdin_is_an_error() -> None:
     run = stars("generate", stdin="\n")
     assert run.returncode == 2

@@ -211,7 +211,10 @@ def on_a_terminal(arguments: list[str], cwd: Path) -> bytes:
         pytest.param(["generate", "ok", "--config", "PROMPT"], marks=pytest.mark.slow),
         ["PROMPT"],
         pytest.param(["generate", "ok", "--PROMPT"], marks=pytest.mark.slow),
-        ["generate", "ok", "--model", "PROMPT", "--reward", "PROMPT", "--threshold", "0"],
+        pytest.param(
+            ["generate", "ok", "--model", "PROMPT", "--reward", "PROMPT", "--threshold", "0"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["doctor", "--model", "PROMPT", "--reward", "stars:embedded-reward"],
             marks=pytest.mark.slow,

@@ -40,6 +40,7 @@ from stars_engine.testing import TableReward, TabularModel
 from stars_engine.threads.worker_pool import Task, WorkerPool
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput
+from tests.support.marks import slow_but_each
 from tests.support.rollouts import make_rollout
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
