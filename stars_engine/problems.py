@@ -137,6 +137,16 @@ def run_without_exits(parts: Generator[Part, None, Result]) -> Generator[Part, N
             yield part
 
 
+def run_to_end(parts: Generator[object, None, Result]) -> Result:
+    """Run a generator to its end, and return what it returns."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
 def describe_error(error: BaseException) -> str:
     """Return the class and message of an error; only the class if reading the message fails.
 

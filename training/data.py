@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from stars_engine.kv_cache.grouping import split_where
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -53,13 +55,7 @@ def epoch(rows: Sequence[Row], *, num_tokens: int, seed: int) -> Iterator[list[i
     """Yield each row index once, in groups of similar length: `num_tokens` with padding at most."""
 
     def within_budget(pool: list[int]) -> Iterator[list[int]]:
-        group: list[int] = []
-        for index in pool:
-            if group and (len(group) + 1) * len(rows[index]) > num_tokens:
-                yield group
-                group = []
-            group.append(index)
-        yield group
+        return split_where(pool, lambda group, i: (len(group) + 1) * len(rows[i]) > num_tokens)
 
     yield from _groups(rows, random.Random(seed), 2000, within_budget)
 

@@ -44,7 +44,6 @@ class LinearClassifier:
         *,
         strength: float,
         bayes: bool = False,
-        longest: int = 2,
     ) -> Self:
         """Learn from texts and labels, 1 for positive and 0 for negative.
 
@@ -54,9 +53,8 @@ class LinearClassifier:
             strength: Inverse of the L2 penalty.
             bayes: Whether naive Bayes' log-count ratios weight the features first, which helps if
                 texts are few or short (Wang and Manning 2012).
-            longest: Words in the longest run.
         """
-        features = _features(longest, min_df=2)
+        features = _features(2, min_df=2)
         matrix = features.fit_transform(texts)
         labels = np.asarray(labels)
         ratios = np.ones(matrix.shape[1])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+_WARMUP = 50  # steps until the peak rate
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -83,10 +84,9 @@ class HybridOptimizer:
         model: Its matrices inside `layers` go to Muon.
         lr: Peak learning rate.
         num_steps: Steps until the rate is 0.
-        warmup: Steps until the peak.
     """
 
-    def __init__(self, model: nn.Module, *, lr: float, num_steps: int, warmup: int = 50) -> None:
+    def __init__(self, model: nn.Module, *, lr: float, num_steps: int) -> None:
         hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
         chosen = {id(p) for p in hidden}
         others = [p for p in model.parameters() if id(p) not in chosen]
@@ -95,14 +95,14 @@ class HybridOptimizer:
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self._parameters = [*hidden, *others]
-        self._peak_lr, self._num_steps, self._warmup = lr, num_steps, warmup
+        self._peak_lr, self._num_steps = lr, num_steps
         self.num_done = 0
 
     def step(self) -> None:
         """Clip the gradients, apply them at the schedule's rate, and clear them."""
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        rise = (self.num_done + 1) / self._warmup
-        fall = (self._num_steps - self.num_done) / max(1, self._num_steps - self._warmup)
+        rise = (self.num_done + 1) / _WARMUP
+        fall = (self._num_steps - self.num_done) / max(1, self._num_steps - _WARMUP)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._peak_lr * min(rise, fall, 1.0)

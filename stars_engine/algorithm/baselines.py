@@ -71,16 +71,7 @@ def samples_of(rollout: Rollout, n: int) -> Iterator[Rollout]:
     if limit is not None:
         align = align.replace(max_drafted_tokens=max(1, limit // n))
     for stream in range(n):
-        yield Rollout(
-            prompt_ids=rollout.prompt_ids,
-            reward_prompt=rollout.reward_prompt,
-            sampling=rollout.sampling,
-            align=align,
-            noise=StreamNoise(rollout.noise, stream),
-            prefill=rollout.prefill,
-            spans=rollout.spans,
-            alternatives=rollout.alternatives,
-        )
+        yield rollout.fork(align=align, noise=StreamNoise(rollout.noise, stream))
 
 
 def keep_best(rollout: Rollout, samples: Sequence[Rollout]) -> SegmentEvent:

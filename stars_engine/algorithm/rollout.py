@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.candidate import Candidate, Detokenizer, Draft, DraftParser, Draw
@@ -192,8 +193,8 @@ class Rollout:
         )
         return parser.parse(draft)
 
-    def fork(self) -> Rollout:
-        """Return a rollout that continues the same text and counts its own costs."""
+    def fork(self, **changes: Any) -> Rollout:
+        """Return a rollout, with changes, that continues the same text and counts its own costs."""
         return replace(
             self,
             token_ids=list(self.token_ids),
@@ -206,6 +207,7 @@ class Rollout:
             num_forked_segments=self.num_kept_segments,
             num_forked_tokens=len(self.token_ids),
             _drawn=set(),
+            **changes,
         )
 
     # --- transitions ---

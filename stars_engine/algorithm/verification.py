@@ -102,7 +102,7 @@ class DecodingStrategy(Protocol):
     """How drafts become text: by rejection sampling (`stars.py`) or plainly (`baselines.py`)."""
 
     def num_drafts(self, rollout: Rollout) -> NumDrafts:
-        """Return how many draws of the next segment may be drafted at once."""
+        """Return how many draws of the segment may be drafted at once; asked before each draft."""
 
     def first_draft(self, rollout: Rollout) -> int:
         """Return the attempt number of the next draw of the segment, from 0."""

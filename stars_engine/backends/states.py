@@ -10,6 +10,7 @@ import torch
 
 from stars_engine.backends.decoders import Branches, Decoder, Forward
 from stars_engine.hidden_states.probes import ProbeSet, StepOutput
+from stars_engine.kv_cache.grouping import first_equal
 
 
 class StatePrefix:
@@ -75,24 +76,23 @@ class StateDecoder(Decoder):
     def compute(self, prefixes: Sequence[tuple[Sequence[int], Any]]) -> list[StatePrefix]:
         """See `Decoder`. Equal prefixes are computed once, then copied."""
         found: list[StatePrefix] = []
-        first: dict[tuple[int, ...], StatePrefix] = {}
-        copied: dict[StatePrefix, StatePrefix] = {}  # from
+        keys: list[object] = []
         for ids, known in prefixes:
-            prefix = known
-            if known in found or not self._may_continue(known, ids):
-                prefix = StatePrefix(self)
-                leader = first.setdefault(tuple(ids), prefix)
-                if leader is not prefix:
-                    copied[prefix] = leader
-            found.append(prefix)
-        wanted = zip(found, (list(ids) for ids, _ in prefixes), strict=True)
-        new = [(prefix, ids[len(prefix.token_ids) :]) for prefix, ids in wanted]
-        missing = [(prefix, ids) for prefix, ids in new if ids and prefix not in copied]
-        if missing:
-            self.extend(missing)
-        for prefix, leader in copied.items():
-            prefix.token_ids, prefix.last = leader.token_ids, leader.last
-            prefix.states = self.copy_states(leader.states)
+            is_own = known not in found and self._may_continue(known, ids)
+            found.append(known if is_own else StatePrefix(self))
+            keys.append(known if is_own else tuple(ids))
+        sources = [found[index] for index in first_equal(keys)]
+        missing = {
+            source: list(ids[len(source.token_ids) :])
+            for source, (ids, _) in zip(sources, prefixes, strict=True)
+        }
+        new = [(source, ids) for source, ids in missing.items() if ids]
+        if new:
+            self.extend(new)
+        for prefix, source in zip(found, sources, strict=True):
+            if prefix is not source:
+                prefix.token_ids, prefix.last = source.token_ids, source.last
+                prefix.states = self.copy_states(source.states)
         return found
 
     @abstractmethod

@@ -36,6 +36,7 @@ from stars_engine.loading.context import context_len
 from stars_engine.loading.models import load_model, load_tokenizer
 from stars_engine.loading.sources import check_exists, first_line, hub_token, resolve_source
 from stars_engine.out_of_memory import memory_usage
+from stars_engine.problems import run_to_end
 from stars_engine.redaction import redacted_cause
 from stars_engine.tokenization.codec import Codec
 
@@ -78,28 +79,23 @@ class TransformersBackend(CodecModel):
         Features of a draft's last token take one step more, which computes the token for the next
         segment, too, if the draft is accepted.
         """
-        parts = self.draft_in_parts(requests)
-        while True:
-            try:
-                next(parts)
-            except StopIteration as end:
-                drafts: list[Draft | GenerationError] = end.value
-                return drafts
+        return run_to_end(self.draft_in_parts(requests))
 
     @torch.inference_mode()
     def draft_in_parts(
         self, requests: Sequence[DraftRequest]
     ) -> Generator[Pause, None, list[Draft | GenerationError]]:
         """See `PausableLanguageModel`."""
-        num_left = _MAX_RESTARTS
-        while (drafts := (yield from self._draft(requests, may_restart=num_left > 0))) is None:
+        drafts, num_left = None, _MAX_RESTARTS
+        while drafts is None:
+            drafts = yield from self._try_draft(requests, may_restart=num_left > 0)
             num_left -= 1
         return drafts
 
-    def _draft(
+    def _try_draft(
         self, requests: Sequence[DraftRequest], *, may_restart: bool
     ) -> Generator[Pause, None, list[Draft | GenerationError] | None]:
-        """Draft; return None if weights have changed during a pause, or the features computed."""
+        """Draft; return None to start again, because weights or probes changed during a pause."""
         num_tokens = max(len(request.uniforms) + request.lookahead for request in requests)
         prefixes = yield from self._compute_prefixes(requests, num_tokens)
         start = _Start(self._probed.current, self.decoder.num_resets)
@@ -110,7 +106,7 @@ class TransformersBackend(CodecModel):
         sampler.prepare(batch.rows)
         if sampler.waits_for is not None:  # the masks of a slow grammar
             yield Pause(num_tokens, sampler.waits_for)
-            if start != _Start(self._probed.current, self.decoder.num_resets):
+            if self._is_outdated(start, probes=True, weights=True):
                 return None
         recorder = self._recorder(requests, prefixes, num_tokens)
         num_steps = num_tokens - (recorder is None)
@@ -132,7 +128,7 @@ class TransformersBackend(CodecModel):
                 branches.keep_last()
                 break
             yield Pause(num_tokens - step - 1, sampler.waits_for)
-            if self._must_restart(start, recorder, may_restart=may_restart):
+            if self._is_outdated(start, probes=recorder is not None, weights=may_restart):
                 return None
         drafts = batch.drafts()
         return drafts if recorder is None else recorder.add_to(drafts, requests)
@@ -144,13 +140,11 @@ class TransformersBackend(CodecModel):
             return None
         return FeatureRecorder(self._probed.current, prefixes, num_tokens)
 
-    def _must_restart(
-        self, start: _Start, recorder: FeatureRecorder | None, *, may_restart: bool
-    ) -> bool:
-        """Whether weights have changed during a pause, or features that a draft needs."""
-        if recorder is not None and self._probed.current is not start.probes:
+    def _is_outdated(self, start: _Start, *, probes: bool, weights: bool) -> bool:
+        """Whether the probes or the weights have changed since a draft began, as far as asked."""
+        if probes and self._probed.current is not start.probes:
             return True
-        return may_restart and self.decoder.num_resets != start.num_resets
+        return weights and self.decoder.num_resets != start.num_resets
 
     # --- grammars ---
 

@@ -9,8 +9,9 @@ ratio sum(rho_k) / rho_final is the expected advantage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from pydantic import Field
@@ -98,10 +99,7 @@ class Answers:
 def borders(answers: Answers) -> list[BorderTrust]:
     """Return the correlation of reward and outcome at each border."""
     found = []
-    for index in range(max(map(len, answers.rewards))):
-        rows = _reaching(answers, index)
-        if len(rows) < _MIN_ANSWERS:
-            break
+    for index, rows in _segments(answers):
         rewards = np.array([answers.rewards[row][index] for row in rows])
         prompts, outcomes = answers.prompts[rows], answers.outcomes[rows]
         found.append(
@@ -132,10 +130,7 @@ def segment_trust(answers: Answers, segment_len: int, *, seed: int = 0) -> Segme
 def innovations(answers: Answers) -> list[tuple[float, float]]:
     """Return, for each segment, rho_k and the share of answers that have this segment."""
     found = []
-    for index in range(max(map(len, answers.rewards))):
-        rows = _reaching(answers, index)
-        if len(rows) < _MIN_ANSWERS:
-            break
+    for index, rows in _segments(answers):
         prompts = answers.prompts[rows]
         new = centred_within(np.array([answers.rewards[row][index] for row in rows]), prompts)
         if index:
@@ -158,10 +153,7 @@ def plain_curve(answers: Answers, *, max_attempts: int) -> tuple[CurvePoint, ...
     """
     prompts = np.unique(answers.prompts)
     parts, weights = [], []
-    for index in range(1, max(map(len, answers.rewards))):
-        rows = _reaching(answers, index)
-        if len(rows) < _MIN_ANSWERS:
-            break
+    for index, rows in _segments(answers, start=1):
         old = np.array([answers.rewards[row][index - 1] for row in rows])
         new = np.array([answers.rewards[row][index] for row in rows])
         residuals = new - baseline(*regress(old, new[:, None]), old)
@@ -211,8 +203,13 @@ def within(
     return correlation(centre(a, prompts), centre(b, prompts))
 
 
-def _reaching(answers: Answers, index: int) -> Indices:
-    return np.flatnonzero([len(rewards) > index for rewards in answers.rewards])
+def _segments(answers: Answers, *, start: int = 0) -> Iterator[tuple[int, Indices]]:
+    """Yield each segment that enough answers have, and which answers these are."""
+    for index in count(start):
+        rows = np.flatnonzero([len(rewards) > index for rewards in answers.rewards])
+        if len(rows) < _MIN_ANSWERS:
+            return
+        yield index, rows
 
 
 def _advantage(answers: Answers) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,9 @@ from stars_engine.cli.messages import messages
 from stars_engine.cli.options import ConfigOption, ModelOption, NoImportsOption, RewardOption
 from stars_engine.cli.output import cell, write
 from stars_engine.cli.progress import Wait, bars
-from stars_engine.cli.settings import check_judge, given, read_config
+from stars_engine.cli.settings import check_judge, given, import_nothing, read_config
 from stars_engine.config import AlignParams
 from stars_engine.errors import ConfigError, Problem, needs_extra
-from stars_engine.files.config_files import refuse_imports
 
 if TYPE_CHECKING:
     from stars_engine.evaluation.figures import Evaluation
@@ -265,9 +263,7 @@ def _changed(
         changes["judges"] = dict(map(_named_judge, judges))
     recipe = recipe.replace(**changes) if changes else recipe
     if not allow_imports:
-        refuse_imports("options", recipe.replace(judges=_not_ours(recipe)))
-        if "" in sys.path:
-            sys.path.remove("")
+        import_nothing(recipe.replace(judges=_not_ours(recipe)))
     for name, source in changes.get("judges", {}).items():
         check_judge(source, recipe.judges[name], name=f"{name}=")
     return recipe

@@ -105,7 +105,7 @@ def read_config(
         changes["align"] = _test_of(base, own_pair=own_pair).replace(**align)
     settings = base.replace(**changes)
     if not allow_imports:
-        _import_nothing(settings)
+        import_nothing(settings)
     return settings
 
 
@@ -174,7 +174,7 @@ def _read_file(path: Path | None, *, allow_imports: bool) -> StarsConfig:
     return config
 
 
-def _import_nothing(settings: StarsConfig) -> None:
+def import_nothing(settings: Schema) -> None:
     """Refuse names of code, and stop importing modules from the current directory."""
     refuse_imports("options", settings)
     if "" in sys.path:

@@ -10,7 +10,12 @@ from stars_engine.config.grammars import (
     JsonGrammar,
     RegexGrammar,
 )
-from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, TransformersModel
+from stars_engine.config.models import (
+    EMBEDDED_LM,
+    EMBEDDED_REWARD,
+    EMBEDDED_VALUE,
+    TransformersModel,
+)
 from stars_engine.config.rewards import RewardConfig
 from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.composite import CompositeReward, RewardPart
@@ -33,6 +38,7 @@ from stars_engine.config.vllm import VLLMModel
 __all__ = [
     "EMBEDDED_LM",
     "EMBEDDED_REWARD",
+    "EMBEDDED_VALUE",
     "AlignParams",
     "Alternative",
     "ChoiceGrammar",

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Names of the weights inside the package.
 EMBEDDED_LM = "stars:embedded-lm"
 EMBEDDED_REWARD = "stars:embedded-reward"
+EMBEDDED_VALUE = "stars:embedded-value"  # a head for the language model
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 

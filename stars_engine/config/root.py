@@ -16,6 +16,7 @@ from stars_engine.config.models import EMBEDDED_LM, EMBEDDED_REWARD, Transformer
 from stars_engine.config.presets import preset
 from stars_engine.config.rewards import RewardConfig, as_reward
 from stars_engine.config.rewards.classifier import ClassifierReward
+from stars_engine.config.rewards.value import ValueReward
 from stars_engine.config.sampling import SamplingParams
 from stars_engine.config.servers import OpenAIServerModel
 from stars_engine.config.vllm import VLLMModel
@@ -131,7 +132,7 @@ class StarsConfig(Filed):
         if self.uses_embedded_pair:
             return self
         missing = [name for name in ("model", "reward") if name not in self.model_fields_set]
-        if missing:
+        if missing and not (isinstance(self.reward, ValueReward) and self.reward.is_embedded):
             raise ValueError(
                 f"{missing[0]} is required: the embedded {missing[0]} only works with its partner; "
                 "the pair is a language model of movie reviews and a reward model of their "

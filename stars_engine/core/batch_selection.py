@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.core.autotune.step_limits import StepLimits
-from stars_engine.core.request import MAX_TURN, Request, RequestQueue
+from stars_engine.core.request import MAX_TURN, Request, RequestQueue, num_new_prompt_tokens
 
 MAX_NEW_TOKENS = 4096  # of different prompts that start in one step; a longer one starts alone
-_FACTOR_ALONE = 4  # for prompts of a caller that is alone, since another one may come
 _HELD_STEPS = 32  # that stay short after the last step with several callers
 
 
@@ -48,9 +47,8 @@ class BatchSelector:
         """Set the number of callers that wait for this step or the next ones."""
         self._num_held = _HELD_STEPS if count > 1 else max(0, self._num_held - 1)
         self.max_new_tokens = MAX_NEW_TOKENS
-        if self.limits is not None:
-            most = self.limits.max_new_tokens() * (1 if self._num_held else _FACTOR_ALONE)
-            self.max_new_tokens = min(MAX_NEW_TOKENS, most)
+        if self.limits is not None and self._num_held:
+            self.max_new_tokens = min(MAX_NEW_TOKENS, self.limits.max_new_tokens())
 
     def select(
         self,
@@ -77,7 +75,7 @@ class BatchSelector:
             rows, limit = num_rows(request), max_rows
             if request not in small and self.max_rows is not None:
                 limit = self.max_rows if limit is None else min(limit, self.max_rows)
-            new_tokens = _num_new_tokens(request, batch)
+            new_tokens = num_new_prompt_tokens(request, batch[-1] if batch else None)
             fits = limit is None or total + rows <= limit
             fits = fits and num_new_tokens + new_tokens <= self.max_new_tokens
             fits = fits and request.has_quick_masks == is_quick
@@ -154,10 +152,3 @@ def reserve_urgent(
             kept.append((request, bounds))
             total += bounds.least
     return kept
-
-
-def _num_new_tokens(request: Request, batch: Sequence[Request]) -> int:
-    """Return how many tokens of prompts a request adds to a batch; equal prompts count once."""
-    prompt_ids = request.rollout.prompt_ids
-    is_same = bool(batch) and batch[-1].rollout.prompt_ids is prompt_ids
-    return 0 if request.prompt_computed or is_same else sum(request.rollout.prompt_lens)

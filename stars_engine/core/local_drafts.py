@@ -50,7 +50,6 @@ class PausableBatch:
         left: Those to draft for.
         drafted: The others, each with its drafts and errors.
         seconds: Time spent on it.
-        num_rows: Candidates.
         parts: Drafts them.
         num_pauses: Pauses at which it could have been paused: about one for each token.
         pause: The last one.
@@ -60,7 +59,6 @@ class PausableBatch:
     left: list[ScheduledRequest]
     drafted: list[tuple[Request, list[DraftOutcome]]] = field(default_factory=list)
     seconds: float = 0.0
-    num_rows: int = 0
     parts: Generator[Pause, None, None] | None = None
     num_pauses: int = 0
     pause: Pause | None = None
@@ -200,7 +198,6 @@ class LocalDrafts:
         batch = PausableBatch(list(self._allocate(requests)))
         asked_by = {item.request: self._draft_requests(*item) for item in batch.left}
         batch.left = [item for item in batch.left if asked_by[item.request]]
-        batch.num_rows = sum(count for _, count in batch.left)
         batch.parts = self._parts(batch, asked_by)
         return batch if batch.left else None
 

@@ -57,7 +57,7 @@ def best_of_n(
     The samples share `max_drafted_tokens` equally. See `keep_best`.
     """
     groups = [list(samples_of(rollout, n)) for rollout in rollouts]
-    for _ in vanilla([sample for group in groups for sample in group], model, reward):
-        pass
+    samples = [sample for group in groups for sample in group]
+    list(vanilla(samples, model, reward))  # runs all of them to their ends
     for rollout, group in zip(rollouts, groups, strict=True):
         yield keep_best(rollout, group)

@@ -52,11 +52,11 @@ class Request:
         has_one_handle: Whether all its prompts share `handle`, because memory holds only one of
             their prefixes.
         verification: The drafts that are being scored, if any.
-        num_rows: Candidates that it drafts at least in its next step, as last counted.
+        num_drafts: How many draws of the next segment may be drafted at once.
         prompt_computed: Whether the prompt has been computed.
         submitted_s: When it was submitted, on the monotonic clock; its deadline counts from then.
         queue: The queue of its caller, once it has started.
-        has_failed: Whether its strategy has failed, so that its next draft may end it.
+        failure: What its strategy raised instead of `num_drafts`; its next draft raises it.
         waited_for_masks: Whether its latest draft waited for masks of a grammar; None before one.
     """
 
@@ -68,12 +68,15 @@ class Request:
     alternative_handles: dict[int, PrefixHandle] = field(default_factory=dict)
     has_one_handle: bool = False
     verification: DraftVerification | None = None
-    num_rows: int = 1
+    num_drafts: NumDrafts = field(init=False)
     prompt_computed: bool = False
     submitted_s: float = field(default_factory=time.monotonic)
     queue: RequestQueue | None = None
-    has_failed: bool = False
+    failure: BaseException | None = None
     waited_for_masks: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.update_num_drafts()
 
     @property
     def expires_at_s(self) -> float | None:
@@ -121,24 +124,20 @@ class Request:
             return draws
         return [replace(draw, handle=self.handle) for draw in draws]
 
-    def num_drafts(self) -> NumDrafts:
-        """Return how many draws of the next segment may be drafted at once.
-
-        Strategies are third-party code. If one fails, `draft_requests` raises its error.
-        """
+    def update_num_drafts(self) -> None:
+        """Ask the strategy for `num_drafts`, once the draws so far are judged."""
+        self.failure = None
         try:
-            return _checked(self.decoding.num_drafts(self.rollout))
-        except BaseException as error:
+            self.num_drafts = _checked(self.decoding.num_drafts(self.rollout))
+        except BaseException as error:  # strategies are third-party code
             if is_for_program(error):
                 raise
-            self.has_failed = True
-            return NumDrafts(1, 1)
+            self.failure, self.num_drafts = error, NumDrafts(1, 1)
 
     def draft_requests(self, count: int) -> list[DraftRequest]:
         """Return draft requests for its next draws."""
-        if self.has_failed:
-            self.has_failed = False
-            _checked(self.decoding.num_drafts(self.rollout))
+        if self.failure is not None:
+            raise self.failure
         rollout = self.rollout
         first = self.decoding.first_draft(rollout)
         attempts = range(first, first + count)
@@ -187,6 +186,17 @@ def _checked(bounds: NumDrafts) -> NumDrafts:
             "1 <= least <= most"
         )
     return NumDrafts(least, most)
+
+
+def num_new_prompt_tokens(request: Request, before: Request | None) -> int:
+    """Return how many tokens of prompts a request adds to a step; equal prompts count once.
+
+    Args:
+        request: The request.
+        before: The one before it in the step. Equal prompts follow each other.
+    """
+    is_same = before is not None and before.rollout.prompt_ids is request.rollout.prompt_ids
+    return 0 if request.prompt_computed or is_same else sum(request.rollout.prompt_lens)
 
 
 class ScheduledRequest(NamedTuple):

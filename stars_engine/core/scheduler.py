@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from stars_engine.algorithm.verification import NumDrafts
 from stars_engine.core.batch_selection import BatchSelector
 from stars_engine.core.memory_budget import MemoryBudget, Reserved
-from stars_engine.core.request import Request, RequestQueue, RequestStatus
+from stars_engine.core.request import (
+    Request,
+    RequestQueue,
+    RequestStatus,
+    num_new_prompt_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +100,8 @@ class Scheduler:
 
     @property
     def num_ready_rows(self) -> int:
-        """Minimum candidates of running requests, as last counted; for any thread."""
-        return sum(request.num_rows for request in tuple(self._running))
+        """Minimum candidates of running requests in one step; for any thread."""
+        return sum(self.num_drafts(request).least for request in tuple(self._running))
 
     def has_work(self) -> bool:
         """Whether the next step can draft something."""
@@ -109,12 +114,11 @@ class Scheduler:
 
     def num_drafts(self, request: Request) -> NumDrafts:
         """Return how many candidates a request may draft in one step."""
-        least, most = request.num_drafts()
         limit = self.row_limit
-        if limit is not None:
-            least, most = min(least, limit), min(most, limit)
-        request.num_rows = least
-        return NumDrafts(least, most)
+        if limit is None:
+            return request.num_drafts
+        least, most = request.num_drafts
+        return NumDrafts(min(least, limit), min(most, limit))
 
     # --- transitions ---
 
@@ -161,6 +165,7 @@ class Scheduler:
     def run_again(self, request: Request) -> None:
         """Let a request draft again after verification, once its prefix fits into memory."""
         request.verification = None
+        request.update_num_drafts()
         # Its prefix may have been evicted while its drafts were being scored.
         may_run = request.holds_prefix or self._has_room()
         self._move(request, RequestStatus.RUNNING if may_run else RequestStatus.WAITING)
@@ -257,8 +262,7 @@ class Scheduler:
 
         for queue, request in self._startable(has_rows):
             rows = self.num_drafts(request).least
-            is_same = last is not None and last.rollout.prompt_ids is request.rollout.prompt_ids
-            num_new_tokens += 0 if is_same else sum(request.rollout.prompt_lens)
+            num_new_tokens += num_new_prompt_tokens(request, last)
             if last is not None and num_new_tokens > self.batches.max_new_tokens:
                 return
             num_rows += rows

@@ -21,6 +21,7 @@ from stars_engine.guides.fit import NUM_FOLDS, folds_of
 from stars_engine.guides.samples import JudgedAnswer, ProgressCallback
 from stars_engine.guides.selection import Data
 from stars_engine.guides.states import States
+from stars_engine.kv_cache.grouping import split_where
 
 RANK = 16
 _RATE, _EPOCHS, _WARMUP = 5e-4, 4, 0.1
@@ -187,12 +188,10 @@ def _epochs(
 def _batches(samples: Sequence[JudgedAnswer], chosen: Sequence[int]) -> list[list[int]]:
     """Divide samples of similar length into batches of about as many tokens."""
     lengths = {index: _length(samples[index]) for index in chosen}
-    batches: list[list[int]] = []
-    for index in sorted(chosen, key=lambda index: lengths[index]):
-        if not batches or (len(batches[-1]) + 1) * lengths[index] > _BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+    in_order = sorted(chosen, key=lambda index: lengths[index])
+    return list(
+        split_where(in_order, lambda batch, i: (len(batch) + 1) * lengths[i] > _BATCH_TOKENS)
+    )
 
 
 def _length(sample: JudgedAnswer) -> int:

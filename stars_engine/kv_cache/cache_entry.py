@@ -39,15 +39,29 @@ class CachedPrefix:
         token_ids: The tokens.
         outputs: What the model returned at some of their positions. Replaced, never modified.
         uncommitted: Rows computed beyond them; one may turn out to continue the prefix.
+        is_useful: Whether another text may continue it, as judged when it was unpinned.
     """
 
-    __slots__ = ("__weakref__", "block", "index", "outputs", "token_ids", "uncommitted")
+    __slots__ = (
+        "__weakref__",
+        "block",
+        "index",
+        "is_useful",
+        "outputs",
+        "token_ids",
+        "uncommitted",
+    )
 
     def __init__(self, block: Block, index: int) -> None:
         self.block, self.index = block, index
         self.token_ids: list[int] = []
         self.outputs: Outputs = {}
         self.uncommitted: list[UncommittedRow] = []
+        self.is_useful = False
+
+    def follows(self, other: CachedPrefix) -> bool:
+        """Whether its slot is the next one after another in the same block."""
+        return self.block is other.block and self.index == other.index + 1
 
     def begins(self, ids: list[int]) -> bool:
         """Whether a row begins with the whole prefix."""

@@ -14,6 +14,7 @@ from functools import partial
 
 from stars_engine.kv_cache.block import Block, ByLayer
 from stars_engine.kv_cache.cache_entry import MIN_PREFIX_LEN, CachedPrefix
+from stars_engine.kv_cache.grouping import split_where
 from stars_engine.kv_cache.slot_capacity import slot_capacity
 from stars_engine.out_of_memory import catch_oom, empty_device_cache
 
@@ -34,13 +35,10 @@ class SlotPool:
     def __init__(self, max_bytes: int | None = None, *, min_kept: int = MIN_PREFIX_LEN) -> None:
         self.max_bytes = max_bytes
         self._min_kept = min_kept
-        self._blocks: list[Block] = []  # the most recently unpinned last
+        self._blocks: list[Block] = []
         self._slots: list[CachedPrefix] = []
-        self._free: dict[int, deque[CachedPrefix]] = defaultdict(
-            deque
-        )  # by capacity, next to reuse first
+        self._free: dict[int, deque[CachedPrefix]] = defaultdict(deque)  # by capacity
         self._unpinned: deque[CachedPrefix] = deque()  # by any thread, not in `_free` yet
-        self._spare: set[CachedPrefix] = set()  # unpinned, and equal to others
         self._like: tuple[ByLayer, ByLayer] | None = None  # one token's KV, for its shapes
 
     # --- allocation ---
@@ -63,7 +61,6 @@ class SlotPool:
             self._unpinned += [slot for slots in taken.values() for slot in slots]
             raise
         found = [taken[capacity].popleft() for capacity in wanted]
-        self._spare.difference_update(found)
         for slot in found:
             self.trim(slot, 0)
         return found
@@ -75,7 +72,6 @@ class SlotPool:
         if prefix not in free:
             return False
         free.remove(prefix)
-        self._spare.discard(prefix)
         return True
 
     def unpin(self, prefix: CachedPrefix) -> None:
@@ -164,7 +160,7 @@ class SlotPool:
             kv_heads, width, head_dim)`, where `width` is the length of the longest.
         """
         order = sorted(range(len(slots)), key=lambda i: (id(slots[i].block), slots[i].index))
-        runs = _runs(order, slots)
+        runs = list(split_where(order, lambda run, i: not slots[i].follows(slots[run[-1]])))
         width = max(lengths)
         if len(runs) > 1 and len(slots) * width <= _MAX_GATHERED:
             keys, values = self.new_tensors(len(slots), width)
@@ -257,18 +253,21 @@ class SlotPool:
         self._slots = [slot for slot in self._slots if slot.block is not block]
         kept = [slot for slot in self._free[block.capacity] if slot.block is not block]
         self._free[block.capacity] = deque(kept)
-        self._spare.intersection_update(self._slots)
 
     def _collect(self) -> None:
-        """Line up slots that were unpinned: those that no text can continue are reused first."""
+        """Put slots that were unpinned into the eviction order, which only this method decides.
+
+        Slots are reused from the front of `_free`, blocks freed from the front of `_blocks`: those
+        least recently unpinned, but slots that no other text can continue before all others.
+        """
         while self._unpinned:
             slot = self._unpinned.popleft()
-            self._blocks.remove(slot.block)  # most recently used last
+            self._blocks.remove(slot.block)
             self._blocks.append(slot.block)
             line = self._free[slot.block.capacity]
-            if any(_equals(slot, other) for other in line):
-                self._spare.add(slot)
-            if self._is_of_use(slot):
+            is_long = len(slot.token_ids) >= self._min_kept
+            slot.is_useful = is_long and not any(_equals(slot, other) for other in line)
+            if slot.is_useful:
                 line.append(slot)
             else:
                 line.appendleft(slot)
@@ -279,7 +278,7 @@ class SlotPool:
         What is taken leaves the line at once, so no room is made of it.
         """
         free = self._free[capacity]
-        while len(taken) < count and free and not self._is_of_use(free[0]):
+        while len(taken) < count and free and not free[0].is_useful:
             taken.append(free.popleft())
         if self._bytes_over((count - len(taken)) * capacity) > 0:
             while len(taken) < count and free:
@@ -313,10 +312,6 @@ class SlotPool:
             _MAX_UNPINNED_BYTES, _MAX_UNPINNED_TOKENS * self.bytes_per_token
         )
 
-    def _is_of_use(self, slot: CachedPrefix) -> bool:
-        """Whether another text may continue a slot's prefix."""
-        return len(slot.token_ids) >= self._min_kept and slot not in self._spare
-
     def _allocate(self, block: Block) -> None:
         assert self._like is not None
         like = self._like
@@ -329,16 +324,3 @@ class SlotPool:
 def _equals(slot: CachedPrefix, other: CachedPrefix) -> bool:
     """Whether a slot has nothing that another one lacks."""
     return slot.token_ids == other.token_ids and slot.outputs.keys() <= other.outputs.keys()
-
-
-def _runs(order: Sequence[int], slots: Sequence[CachedPrefix]) -> list[list[int]]:
-    """Return the indices of slots, ordered by block and place, in runs of neighbors."""
-    runs: list[list[int]] = []
-    for index in order:
-        before = slots[runs[-1][-1]] if runs else None
-        slot = slots[index]
-        if before and before.block is slot.block and before.index + 1 == slot.index:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return runs

@@ -28,9 +28,11 @@ from stars_engine.kv_cache.cache_entry import (
     UncommittedRows,
     outputs_before,
 )
+from stars_engine.kv_cache.grouping import first_equal
 from stars_engine.kv_cache.pool import SlotPool
 from stars_engine.kv_cache.prefill import Extend, PrefixTarget, compute_missing
 from stars_engine.kv_cache.recent_rows import RecentRows
+from stars_engine.problems import run_to_end
 
 _MAX_RETRACTED = 32  # tokens that another tokenizer may merge differently when text goes on
 
@@ -116,13 +118,7 @@ class PrefixCache:
         Raises:
             RuntimeError: Out of memory. What is pinned stays valid, and nothing is lost but time.
         """
-        parts = self.fetch_in_parts(requests)
-        while True:
-            try:
-                next(parts)
-            except StopIteration as end:
-                found: list[PinnedPrefix] = end.value
-                return found
+        return run_to_end(self.fetch_in_parts(requests))
 
     def fetch_in_parts(
         self, requests: Sequence[PrefixRequest]
@@ -144,15 +140,13 @@ class PrefixCache:
             self.invalidate_if_changed()
             own = self._own(requests)
         # Equal prefixes are computed once, then copied.
-        first: dict[object, int] = {}
-        leaders = [
-            index if pinned else first.setdefault((tuple(ids), tuple(points)), index)
-            for index, ((ids, points, _), pinned) in enumerate(zip(requests, own, strict=True))
-        ]
+        leaders = first_equal(
+            pinned or (tuple(ids), tuple(points))
+            for (ids, points, _), pinned in zip(requests, own, strict=True)
+        )
         computed = [index for index, leader in enumerate(leaders) if index == leader]
-        matches = [self._find(requests[index], own[index]) for index in computed]
         lengths = [len(request.token_ids) for request in requests]
-        wanted = list(zip(matches, [lengths[index] for index in computed], strict=True))
+        wanted = [(self._find(requests[i], own[i]), lengths[i]) for i in computed]
         found = dict(zip(computed, self.claim(wanted, own), strict=True))
         pool = self.pool
         missing = compute_missing(

@@ -18,12 +18,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD
+from stars_engine.config import EMBEDDED_LM, EMBEDDED_REWARD, EMBEDDED_VALUE
 from stars_engine.config.models import Checkpoint
 from stars_engine.errors import ModelLoadError
 from stars_engine.redaction import redact
 
-_EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward"}
+_EMBEDDED_FOLDERS = {EMBEDDED_LM: "lm", EMBEDDED_REWARD: "reward", EMBEDDED_VALUE: "value"}
 HUB_TIMEOUT_S = 10.0
 _HUB_ANSWERS = {
     HFValidationError: "it is not a valid hub name",

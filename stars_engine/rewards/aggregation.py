@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from operator import mul
-from typing import Literal
 
 import torch
 
@@ -13,9 +12,6 @@ from stars_engine.errors import ModelLoadError
 from stars_engine.kv_cache.self_check import ROUNDING
 from stars_engine.rewards.batching import RunWhole
 from stars_engine.rewards.encoding import EncodedInput
-
-TokenAggregate = Literal["last", "mean", "ema"]
-TOKEN_AGGREGATES: tuple[TokenAggregate, ...] = ("last", "mean", "ema")
 
 
 def aggregate(scores: Sequence[float], how: str, half_life: float) -> float:

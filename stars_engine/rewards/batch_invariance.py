@@ -14,6 +14,8 @@ from enum import Enum
 
 import torch
 
+from stars_engine.kv_cache.grouping import split_where
+
 logger = logging.getLogger(__name__)
 
 Values = torch.Tensor | Sequence[float]
@@ -69,23 +71,20 @@ def find_sharing(
 
 
 def batches(lengths: Sequence[int], batch_size: int, sharing: Sharing) -> Iterator[list[int]]:
-    """Yield the indices of the rows of each batch; rows of similar length are batched together.
+    """Return the indices of the rows of each batch; rows of similar length are batched together.
 
     Args:
         lengths: The lengths of all rows.
         batch_size: Maximum rows per batch.
         sharing: Which rows may share a batch.
     """
-    batch: list[int] = []
     size = 1 if sharing is Sharing.NONE else batch_size
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        differs = batch and sharing is Sharing.EQUAL and lengths[index] != lengths[batch[0]]
-        if len(batch) == size or differs:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+
+    def begins(batch: list[int], index: int) -> bool:
+        differs = sharing is Sharing.EQUAL and lengths[index] != lengths[batch[0]]
+        return len(batch) == size or differs
+
+    return split_where(sorted(range(len(lengths)), key=lambda index: lengths[index]), begins)
 
 
 def _agree(

@@ -22,6 +22,7 @@ from stars_engine.kv_cache.cache_entry import (
     common_prefix_len,
 )
 from stars_engine.kv_cache.forward_pass import EagerRows, ModelRunner
+from stars_engine.kv_cache.grouping import split_where
 from stars_engine.kv_cache.prefix_cache import PinnedPrefix, PrefixCache, PrefixRequest
 from stars_engine.rewards.batching import CallAt, pad_columns
 from stars_engine.rewards.encoding import EncodedInput
@@ -108,7 +109,9 @@ class IncrementalRunner:
         self, rows: Sequence[EncodedInput], indices: Sequence[int]
     ) -> dict[int, PinnedPrefix]:
         """Compute the common prefixes of rows without a match; return the prefix of each row."""
-        groups = list(_groups(indices, rows))
+        groups = list(
+            split_where(indices, lambda group, i: not _is_alike(rows[group[0]].ids, rows[i].ids))
+        )
         wanted = []
         for group in groups:
             first = rows[group[0]].ids
@@ -139,16 +142,13 @@ class IncrementalRunner:
     # --- passes ---
 
     def _batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """Yield the row indices of each pass; no row is padded to much over twice its length."""
-        batch: list[int] = []
-        for index in sorted(lengths, key=lambda index: lengths[index]):
-            too_long = batch and lengths[index] > 2 * lengths[batch[0]] + MIN_PREFIX_LEN
-            if too_long or len(batch) == self._batch_size:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+        """Return the row indices of each pass; no row is padded to much over twice its length."""
+
+        def begins(batch: list[int], index: int) -> bool:
+            too_long = lengths[index] > 2 * lengths[batch[0]] + MIN_PREFIX_LEN
+            return too_long or len(batch) == self._batch_size
+
+        return split_where(sorted(lengths, key=lambda index: lengths[index]), begins)
 
     def _run(self, prefixes: Sequence[CachedPrefix], rows: Sequence[EncodedInput]) -> list[Outputs]:
         """Compute the tokens of rows after their prefixes; return all known outputs."""
@@ -181,18 +181,6 @@ class IncrementalRunner:
         outputs: torch.Tensor
         outputs = self._runner.extend(prefixes, ids, self.cache.pool, columns=columns)
         return outputs
-
-
-def _groups(indices: Sequence[int], rows: Sequence[EncodedInput]) -> Iterator[list[int]]:
-    """Group neighboring rows that share a long prefix."""
-    group: list[int] = []
-    for index in indices:
-        if group and not _is_alike(rows[group[0]].ids, rows[index].ids):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
 
 
 def _is_alike(first: list[int], second: list[int]) -> bool:

@@ -11,6 +11,7 @@ from stars_engine.config import ValueReward
 from stars_engine.errors import ModelLoadError, RewardError
 from stars_engine.hidden_states.probes import gives_hidden_states
 from stars_engine.hidden_states.value_head import ValueHead
+from stars_engine.loading.sources import resolve_source
 from stars_engine.rewards.base import with_floor
 from stars_engine.types import RewardInput, Score
 
@@ -38,7 +39,7 @@ class ValueRewardModel:
         head = config.head
         if head is None:
             assert config.name_or_path is not None
-            head = ValueHead.load(config.name_or_path)
+            head = ValueHead.load(resolve_source(config.name_or_path))
         self.head: ValueHead = head
         self.name = config.name_or_path or "value head"
         self._floor = config.floor

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stars_engine.algorithm.alternatives import AlternativeIds
 from stars_engine.algorithm.baselines import (
     PlainDecoding,
     count_samples,
@@ -18,11 +17,9 @@ from stars_engine.algorithm.baselines import (
 )
 from stars_engine.algorithm.noise import CounterNoise
 from stars_engine.algorithm.rollout import Rollout
-from stars_engine.chat.deltas import Replies, UnreadReplies
-from stars_engine.chat.replies import ReplyReader
-from stars_engine.config import AlignParams, SamplingParams
+from stars_engine.chat.deltas import Replies
 from stars_engine.runtime.output_processor import OutputProcessor
-from stars_engine.types import FinishReason, RewardPrompt, SegmentEvent
+from stars_engine.types import FinishReason, SegmentEvent
 
 if TYPE_CHECKING:
     from stars_engine.runtime.request_group import RequestGroup
@@ -102,31 +99,15 @@ class CheckedPrompt:
     Attributes:
         index: The position of its first answer in the group.
         num_answers: Number of its answers.
-        prompt_index: Its position among the prompts of the group.
-        prompt_ids: The prompt.
-        reward_prompt: The prompt as the reward model sees it.
-        sampling: The proposal; `max_tokens` fits the context.
-        align: The acceptance settings.
-        seed: The seed of the request.
-        prefill: See `Rollout`.
+        start: The beginning of each answer, which differ in their noise.
         replies: Parses the answers as messages; None if they are plain text.
-        unread: Stands in for `replies` if a conversation was not read.
-        alternatives: See `Rollout`.
         num_created: Number of answers created so far.
     """
 
     index: int
     num_answers: int
-    prompt_index: int
-    prompt_ids: tuple[int, ...]
-    reward_prompt: RewardPrompt
-    sampling: SamplingParams
-    align: AlignParams
-    seed: int
-    prefill: str = ""
-    replies: ReplyReader | None = None
-    unread: UnreadReplies | None = None
-    alternatives: tuple[AlternativeIds, ...] = ()
+    start: Rollout
+    replies: Replies | None = None
     num_created: int = 0
 
     def next_output(self, group: RequestGroup) -> RequestOutput | None:
@@ -135,25 +116,13 @@ class CheckedPrompt:
         if number == self.num_answers:
             return None
         self.num_created += 1
-        replies = self.replies or self.unread
-        return RequestOutput(group, self.index + number, self.rollout(number), replies)
+        return RequestOutput(group, self.index + number, self.rollout(number), self.replies)
 
     def rollout(self, number: int) -> Rollout:
         """Return the rollout of one answer."""
-        ids, seed = self.prompt_ids, self.seed
-        return Rollout(
-            prompt_ids=ids,
-            reward_prompt=self.reward_prompt,
-            sampling=self.sampling,
-            align=self.align,
-            noise=CounterNoise(seed=seed, prompt_ids=ids, sample_index=number),
-            seed=seed,
-            prompt_index=self.prompt_index,
-            sample_index=number,
-            prefill=self.prefill,
-            spans=self.replies,
-            alternatives=self.alternatives,
-        )
+        seed, ids = self.start.seed, self.start.prompt_ids
+        noise = CounterNoise(seed=seed, prompt_ids=ids, sample_index=number)
+        return self.start.fork(noise=noise, sample_index=number)
 
 
 @dataclass(slots=True)
@@ -188,8 +157,9 @@ class PendingAnswers:
         """Add the answers of one prompt."""
         self._prompts.append(prompt)
         self.num_rollouts += prompt.num_answers * self._parts_of_each
-        if prompt.align.deadline_s is not None:
-            entry = (self.group.submitted_s + prompt.align.deadline_s, prompt.prompt_index, prompt)
+        limit_s = prompt.start.align.deadline_s
+        if limit_s is not None:
+            entry = (self.group.submitted_s + limit_s, prompt.index, prompt)
             heapq.heappush(self._deadlines, entry)
 
     def add_later(self, prompts: Iterator[CheckedPrompt], num_answers: int) -> None:

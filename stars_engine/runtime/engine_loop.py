@@ -19,7 +19,7 @@ from stars_engine.backends.base import PromptedModel
 from stars_engine.config import EngineParams
 from stars_engine.core.autotune.autotuner import CandidateAutotuner
 from stars_engine.core.drafter import model_failed
-from stars_engine.core.engine_core import EngineCore, Events
+from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.request import RequestQueue
 from stars_engine.errors import Interrupted
 from stars_engine.rewards.base import RewardModel
@@ -64,7 +64,6 @@ class EngineLoop:
         sweep: Callable[[], float | None],
     ) -> None:
         self._sweep = sweep
-        self._params = params
         self._models = Models(load, max_cache_bytes=params.max_cache_bytes)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.admission = AdmissionQueue(
@@ -84,7 +83,13 @@ class EngineLoop:
         self._slices = TimeSlices()
         self._groups: set[RequestGroup] = set()  # admitted and not done
         self._core: EngineCore | None = None
-        self._autotuner = CandidateAutotuner()
+        self._new_core = partial(
+            new_core,
+            params=params,
+            scorer=self.score,
+            autotuner=CandidateAutotuner(),
+            post=self.post,
+        )
         self._num_steps = 0  # of earlier cores, which failed or were closed
         self._is_busy = False  # whether a step is running or follows
         self.reward_executor = RewardExecutor(self.post)
@@ -158,7 +163,7 @@ class EngineLoop:
             if not self._stop.is_set():  # else, the error is `Interrupted`
                 self._recover(error)
             return None
-        self._deliver(events)
+        self._answers.deliver(events)
         self._is_busy = core is not None and core.has_work()
         return time.monotonic() - started_s if self._is_busy else None
 
@@ -208,7 +213,7 @@ class EngineLoop:
                 deadlines.append(next_s)
         if self._core is not None:
             self._core.end_overdue()
-            self._deliver(self._core.take_events())
+            self._answers.deliver(self._core.take_events())
             deadlines.append(self._core.next_expiry_s)
         times += [None if each is None else each - now_s for each in deadlines]
         return max(0.0, min(seconds for seconds in times if seconds is not None))
@@ -281,21 +286,9 @@ class EngineLoop:
         if self._core is not None:
             self._core.abort(rollouts)
 
-    def _new_core(self, model: PromptedModel) -> EngineCore:
-        return new_core(
-            model,
-            self._params,
-            scorer=self.score,
-            autotuner=self._autotuner,
-            post=self.post,
-        )
-
     def score(self, asked: Sequence[RoutedRequest]) -> None:
         """Compute offloaded rewards on worker threads, and others on this thread, now or later."""
         self._scores.add(self.reward_executor.submit(asked))
-
-    def _deliver(self, events: Events) -> None:
-        self._answers.deliver(events)
 
     def _recover(self, cause: BaseException) -> None:
         """Replace the core after a failed step, because its state is unknown."""
@@ -314,13 +307,13 @@ class EngineLoop:
         self._scores.clear()
         self._num_steps += failed.num_steps
         self._core = self._new_core(model)
-        self._deliver(failed.take_events())
+        self._answers.deliver(failed.take_events())
         for queue in failed.scheduler.queues:
             self._core.add(queue)
         for request in failed.scheduler.in_progress:
             rollout = request.rollout
             if rollout in self._answers:
-                self._deliver([(rollout, rollout.fail(model_failed(cause)))])
+                self._answers.deliver([(rollout, rollout.fail(model_failed(cause)))])
 
     def abandon(self) -> None:
         """Fail all calls from another thread, because the engine's thread does not end."""

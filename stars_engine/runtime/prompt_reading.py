@@ -60,7 +60,7 @@ def read_prompts(
                     max_rows=max_rows,
                 )
                 prompt = yield from run_without_exits(reading)
-                check_memory_budget(prompt.rollout(0), budget)
+                check_memory_budget(prompt.start, budget)
             except BaseException as raised:
                 if is_for_program(raised) or isinstance(raised, GeneratorExit):
                     raise

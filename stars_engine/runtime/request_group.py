@@ -208,14 +208,9 @@ class RequestGroup:
                 self.event_queue.put(event)
             if answer.rollout.finished:
                 assert event.result is not None
-                outcome = answer.rollout.error or problem or event.result
-                self.set_outcome(answer.index, outcome)
+                self._outcomes[answer.index] = answer.rollout.error or problem or event.result
                 self.complete_if_done()
         return None
-
-    def set_outcome(self, index: int, outcome: Outcome) -> None:
-        """Set the outcome of one answer."""
-        self._outcomes[index] = outcome
 
     def clear_queue(self) -> None:
         """Let no further request start."""
@@ -225,8 +220,7 @@ class RequestGroup:
     def fail_prompt(self, index: int, num_answers: int, error: StarsError) -> None:
         """Set the outcomes of a prompt that cannot be read, from an index on."""
         with self._answering:
-            for offset in range(num_answers):
-                self.set_outcome(index + offset, error)
+            self._outcomes |= dict.fromkeys(range(index, index + num_answers), error)
 
     @property
     def first_error(self) -> Exception | None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from stars_engine.algorithm.alternatives import AlternativeIds
-from stars_engine.algorithm.noise import fresh_seed
+from stars_engine.algorithm.noise import CounterNoise, fresh_seed
 from stars_engine.algorithm.rollout import Rollout
 from stars_engine.backends.base import PromptedModel
 from stars_engine.chat.alternatives import AlternativeEncoder, check_openings
@@ -65,19 +65,20 @@ def read_prompt(
         yield from background.run(check, group)
     else:
         check()
-    return CheckedPrompt(
-        index,
-        sampling.n,
-        prompt_index,
-        resolved.token_ids,
-        resolved.for_reward,
-        fitted,
-        _cap_candidates(max_rows, request.align),
-        seed=fresh_seed() if sampling.seed is None else sampling.seed,
+    seed = fresh_seed() if sampling.seed is None else sampling.seed
+    start = Rollout(
+        prompt_ids=resolved.token_ids,
+        reward_prompt=resolved.for_reward,
+        sampling=fitted,
+        align=_cap_candidates(max_rows, request.align),
+        noise=CounterNoise(seed=seed, prompt_ids=resolved.token_ids, sample_index=0),
+        seed=seed,
+        prompt_index=prompt_index,
         prefill=resolved.prefill,
-        replies=resolved.replies,
+        spans=resolved.replies,
         alternatives=alternatives,
     )
+    return CheckedPrompt(index, sampling.n, start, resolved.replies)
 
 
 def _resolve(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stars_engine.algorithm.noise import fresh_seed
+from stars_engine.algorithm.noise import CounterNoise, fresh_seed
+from stars_engine.algorithm.rollout import Rollout
 from stars_engine.chat.deltas import UnreadReplies
 from stars_engine.config import SamplingParams
 from stars_engine.messages import Chat
@@ -126,14 +127,15 @@ def empty_prompts(
 def _empty_prompt(group: RequestGroup, prompt_index: int, index: int) -> CheckedPrompt:
     request = group.prompts[prompt_index]
     sampling = request.sampling or SamplingParams()
-    return CheckedPrompt(
-        index,
-        request.num_answers,
-        prompt_index,
+    seed = fresh_seed() if sampling.seed is None else sampling.seed
+    start = Rollout(
         prompt_ids=(),
         reward_prompt=RewardPrompt("", ()),
         sampling=sampling,
         align=request.align,
-        seed=fresh_seed() if sampling.seed is None else sampling.seed,
-        unread=UnreadReplies() if isinstance(request.prompt, Chat) else None,
+        noise=CounterNoise(seed=seed, prompt_ids=(), sample_index=0),
+        seed=seed,
+        prompt_index=prompt_index,
     )
+    replies = UnreadReplies() if isinstance(request.prompt, Chat) else None
+    return CheckedPrompt(index, request.num_answers, start, replies)

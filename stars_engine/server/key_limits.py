@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from stars_engine.server.errors import RETRY_AFTER_S, too_many_requests
+from stars_engine.server.errors import too_many_requests
 from stars_engine.server.facts import RequestFacts
 from stars_engine.server.settings import ServerParams
 
@@ -57,7 +57,7 @@ class KeyLimits:
                 f"{self._max_requests} requests of this API key are in progress. Hint: retry when "
                 "one of them has ended"
             )
-            raise too_many_requests(message, RETRY_AFTER_S)
+            raise too_many_requests(message)
         if self._tokens_per_minute is None:
             return
         left = self._left(key)

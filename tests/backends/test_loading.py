@@ -64,7 +64,10 @@ def test_the_embedded_models_share_one_tokenizer_file() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"name_or_path": "stars:lm"}, ["stars:lm", "stars:embedded-lm, stars:embedded-reward"]),
+        (
+            {"name_or_path": "stars:lm"},
+            ["stars:lm", "stars:embedded-lm, stars:embedded-reward, stars:embedded-value"],
+        ),
         ({"name_or_path": "{empty}"}, ["name_or_path=", "not a model", "config.json"]),
         (
             {"name_or_path": "stars:embedded-lm", "tokenizer_name_or_path": "{empty}/no/where"},

@@ -22,7 +22,8 @@ from stars_engine import (
 )
 from stars_engine.algorithm.stars import StarsDecoding
 from stars_engine.algorithm.verification import NumDrafts
-from stars_engine.core.request import Request
+from stars_engine.core.request import Request, RequestQueue
+from stars_engine.core.scheduler import Scheduler
 from stars_engine.out_of_memory import is_out_of_memory
 from stars_engine.problems import describe_error
 from stars_engine.schedules import Progress
@@ -53,6 +54,7 @@ class Odd:
 
 FAULTS: dict[str, dict[str, Callable[..., Any]]] = {
     "num_drafts raises": {"num_drafts": exits},
+    "num_drafts raises later": {"num_drafts": lambda r: exits() if r.segments else NumDrafts(1, 1)},
     "no drafts": {"num_drafts": lambda _: NumDrafts(0, 0)},
     "more than the most": {"num_drafts": lambda _: NumDrafts(3, 2)},
     "half a draft": {"num_drafts": lambda _: NumDrafts(0.5, 2)},  # type: ignore[arg-type]
@@ -95,22 +97,23 @@ def test_a_strategy_that_fails_ends_its_request_only(
     wait_until(lambda: idle(mine))
 
 
-def test_statistics_do_not_end_a_request_whose_strategy_fails_then(mine: StarsEngine) -> None:
-    """A strategy may be asked in the middle of a step, by another thread."""
+def test_statistics_do_not_ask_a_strategy() -> None:
+    """They are read by any thread, also in the middle of a step."""
 
-    class Fails(StarsDecoding):
+    class Counts(StarsDecoding):
+        num_asked = 0
+
         def num_drafts(self, rollout: Any) -> NumDrafts:
-            if threading.current_thread() is threading.main_thread():
-                raise ValueError("asked too early")
+            self.num_asked += 1
             return super().num_drafts(rollout)
 
-    request = Request(make_rollout(align=ALIGN, sampling=SHORT), TableReward({}), Fails())
-    assert request.num_drafts() == (1, 1)
-    drafts: list[Any] = []
-    thread = threading.Thread(target=lambda: drafts.extend(request.draft_requests(2)))
-    thread.start()
-    thread.join(60)
-    assert len(drafts) == 2
+    strategy, scheduler = Counts(), Scheduler()
+    request = Request(make_rollout(align=ALIGN, sampling=SHORT), TableReward({}), strategy)
+    scheduler.add(RequestQueue.of([request]))
+    assert scheduler.schedule() == [request]
+    num_asked = strategy.num_asked
+    assert scheduler.num_ready_rows == 2
+    assert strategy.num_asked == num_asked
 
 
 # --- errors ---

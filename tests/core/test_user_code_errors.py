@@ -34,6 +34,7 @@ from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.engine_core import EngineCore
 from stars_engine.core.offline import stars
 from stars_engine.core.request import Request, RequestQueue
+from stars_engine.runtime.active_answers import ActiveAnswers
 from stars_engine.runtime.engine_loop import EngineLoop
 from stars_engine.schedules import FunctionSchedule, Progress
 from stars_engine.testing import TableReward, TabularModel
@@ -199,9 +200,17 @@ def test_a_callback_that_exits_affects_no_other_request(engine: StarsEngine) -> 
     assert engine.generate("third", sampling=SHORT)[0].text
 
 
-@pytest.mark.parametrize("method", ["_step", "_read_inbox", "_deliver", "_recover"])
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (EngineLoop, "_step"),
+        (EngineLoop, "_read_inbox"),
+        (ActiveAnswers, "deliver"),
+        (EngineLoop, "_recover"),
+    ],
+)
 def test_when_the_engine_thread_fails_all_requests_fail(
-    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, method: str
+    engine: StarsEngine, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
 ) -> None:
     config = StarsConfig(align=PLAIN)
     with StarsEngine(config, model=engine.model, reward=engine.reward) as mine:
@@ -211,7 +220,7 @@ def test_when_the_engine_thread_fails_all_requests_fail(
             raise Odd("a mistake of ours")
 
         with monkeypatch.context() as patch:
-            patch.setattr(EngineLoop, method, fail)
+            patch.setattr(owner, method, fail)
             if method == "_recover":
                 patch.setattr(EngineCore, "step", fail)
             with pytest.raises(EngineClosedError, match="Odd: a mistake of ours"):

@@ -23,7 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def test_wheel_weights_stay_small() -> None:
     weights = list((ROOT / "stars_engine" / "embedded").rglob("*.safetensors"))
-    assert len(weights) == 2
+    assert len(weights) == 3
     assert sum(path.stat().st_size for path in weights) <= 16_000_000
 
 

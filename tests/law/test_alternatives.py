@@ -81,7 +81,7 @@ def assert_same_law(case: Case, expected: Case | None = None) -> None:
     start = rollout_of(case, None)
 
     def run(noise: TreeNoise) -> tuple[str, str]:
-        rollout = replace(start.fork(), noise=noise)
+        rollout = start.fork(noise=noise)
         for _ in stars([rollout], model, reward):
             pass
         result = rollout.result()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from benchmarks.tiny_models import random_model
 from stars_engine import (
@@ -28,6 +29,7 @@ from stars_engine import (
 from stars_engine.backends.transformers import TransformersBackend
 from stars_engine.config import TransformersModel
 from stars_engine.core.offline import best_of_n, stars, vanilla
+from stars_engine.files.config_files import text_of
 from stars_engine.hidden_states.value_head import POOLINGS, ValueHead
 from stars_engine.rewards.loading import load_reward
 from stars_engine.rewards.value import ValueRewardModel
@@ -247,6 +249,21 @@ def test_floors_veto(backend: TransformersBackend) -> None:
     with engine_of(backend, reward, on_exhausted="stop") as engine:
         [result] = engine.generate("This movie", sampling=SAMPLING)
     assert result.finish_reason == "rejected"
+
+
+def test_the_embedded_head_needs_no_other_model() -> None:
+    align = AlignParams(
+        schedule=ConstantSchedule(value=2.0), beta=0.3, segment_len=8, num_candidates=4
+    )
+    config = StarsConfig(reward="stars:embedded-value", align=align)
+    assert config.reward == ValueReward(name_or_path="stars:embedded-value")
+    assert StarsConfig(**yaml.safe_load(text_of(config))) == config
+    with StarsEngine(config) as engine:
+        [result] = engine.generate("This film", seed=7, max_tokens=32)
+        [plain] = engine.vanilla("This film", sampling=SamplingParams(seed=7, max_tokens=32))
+    assert result.reward is not None
+    assert plain.reward is not None
+    assert result.reward > plain.reward
 
 
 def test_a_head_has_one_source() -> None:

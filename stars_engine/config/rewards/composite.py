@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from stars_engine.config.models import EMBEDDED_VALUE
 from stars_engine.config.rewards.classifier import ClassifierReward
 from stars_engine.config.rewards.common import Floored, check_floor
 from stars_engine.config.rewards.function import FunctionReward
@@ -47,6 +48,8 @@ def as_reward(value: Any) -> Any:
         # The names of embedded weights have the same form.
         if names_an_object(value) and not value.startswith("stars:"):
             return FunctionReward(function=value)
+        if value == EMBEDDED_VALUE:
+            return ValueReward(name_or_path=value)
         return ClassifierReward(name_or_path=value)
     return FunctionReward(function=value) if callable(value) else value
 

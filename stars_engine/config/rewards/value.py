@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stars_engine.config.loading import check_name
+from stars_engine.config.models import EMBEDDED_VALUE
 from stars_engine.config.rewards.common import Floored
 
 
@@ -22,7 +23,8 @@ class ValueReward(Floored):
     name_or_path: str | None = Field(
         default=None,
         min_length=1,
-        description="the folder that train_guide or `stars train-guide` wrote",
+        description="the folder that train_guide or `stars train-guide` wrote; "
+        "'stars:embedded-value' is the head of the embedded pair",
         examples=["guides/sentiment"],
     )
     head: Any = Field(
@@ -50,6 +52,11 @@ class ValueReward(Floored):
     def live_fields(self) -> frozenset[str]:
         """See `Part`."""
         return frozenset() if self.head is None else frozenset(("head",))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is the head inside the package."""
+        return self.name_or_path == EMBEDDED_VALUE
 
     @property
     def shown_name(self) -> str:

@@ -14,7 +14,7 @@ from stars_engine.core.autotune.cost_probe import probe_costs
 from stars_engine.core.autotune.load_costs import LoadCosts
 from stars_engine.core.autotune.step_costs import StepCosts
 from stars_engine.core.autotune.step_limits import StepLimits
-from stars_engine.core.request import Request
+from stars_engine.core.request import Request, num_new_prompt_tokens
 from stars_engine.protocols import read_optional
 from stars_engine.rewards.base import RewardModel, is_offloaded
 from stars_engine.rewards.reward_requests import single_models
@@ -97,13 +97,11 @@ class CandidateAutotuner:
         """Record the duration of a step."""
         rollouts = [request.rollout for request in requests]
         row_len = rollouts[0].align.row_len
-        new = [request.rollout for request in requests if not request.prompt_computed]
-        if not new:
+        num_new = sum(map(num_new_prompt_tokens, requests, [None, *requests]))
+        if num_new:
+            self.limits.note_prompts(num_new, num_rows, row_len, seconds)
+        else:
             self._costs.note(num_rows, seconds / row_len, _num_tokens(rollouts))
-            return
-        different = {id(each.prompt_ids): each for each in new}.values()
-        num_tokens = sum(sum(each.prompt_lens) for each in different)
-        self.limits.note_prompts(num_tokens, num_rows, row_len, seconds)
 
     def note_event(self, rollout: Rollout, reward: RewardModel, event: SegmentEvent) -> None:
         """Record the draws of a segment that was kept or abandoned."""

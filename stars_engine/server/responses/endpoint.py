@@ -48,8 +48,7 @@ async def create_response(body: ResponsesBody, request: Request) -> Response:
         return event_stream(request, sent, state.params)
     [result] = await until_disconnect(request, call.results())
     facts.note_result(result)
-    for _ in events.add(_whole(result)):
-        pass
+    list(events.add(_whole(result)))  # completes the response
     return JsonResponse(events.response)
 
 
