@@ -28,6 +28,7 @@ from stars_engine.rewards.reward_requests import RewardRequest, RoutedRequest
 from stars_engine.runtime.object_checks import OF_MODELS, OF_REWARDS
 from stars_engine.types import RewardInput, Score
 from tests.support.engines import idle, wait_until
+from tests.support.marks import slow_but_each
 from tests.support.watched import Reads, Watched
 
 PROMPTS = ["The", "This movie was", "I had heard so much about it", "No", "A", "It is", "My", "We"]
@@ -170,7 +171,7 @@ def strike(
     return has_struck
 
 
-@pytest.mark.parametrize(("owner", "name"), CASES)
+@pytest.mark.parametrize(("owner", "name"), slow_but_each(4, CASES))
 def test_an_attribute_that_cannot_be_read_once(
     engine: StarsEngine, alone: list[str], owner: str, name: str
 ) -> None:
@@ -187,7 +188,7 @@ def test_an_attribute_that_cannot_be_read_at_each_of_many_reads(
             break
 
 
-@pytest.mark.parametrize(("owner", "name"), CASES)
+@pytest.mark.parametrize(("owner", "name"), slow_but_each(4, CASES))
 def test_an_attribute_that_can_never_be_read_is_an_error_of_loading(
     engine: StarsEngine, alone: list[str], owner: str, name: str
 ) -> None:
