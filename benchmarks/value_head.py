@@ -4,8 +4,8 @@
 
 Both generate answers of the same length, in turn, with the same seeds. A row is the processor time
 per kept token over that of plain sampling of as many prompts at once: the median of the turns'
-ratios within its 95% interval. Thresholds are calibrated once for the acceptance of the row. Beside
-it: drafted tokens per kept one, and with those of candidates that were not used.
+ratios within its 95% interval. Then follow drafted tokens per kept one, and generated ones, which
+include candidates that were not used. Thresholds are calibrated for the acceptance of the row.
 """
 
 from __future__ import annotations
