@@ -46,7 +46,7 @@ imports: ## check that modules import only layers below their own
 	$(BIN)lint-imports
 
 .PHONY: test
-test: ## run the tests that are not marked slow (about 3.5 minutes on two cores)
+test: ## run the tests that are not marked slow (about 3 minutes on two cores)
 	$(PYTEST) -m "not slow"
 
 .PHONY: test-all

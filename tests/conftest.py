@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -150,6 +150,16 @@ def qwen(qwen_tokenizer: PreTrainedTokenizerFast) -> Qwen2ForTokenClassification
     from tests.support.rewards import small
 
     return small(Qwen2ForTokenClassification, Qwen2Config, qwen_tokenizer, num_labels=2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let no garbage collection search the libraries that tests import, again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:

@@ -10,6 +10,7 @@ from stars_engine.core.autotune.step_limits import StepLimits
 from stars_engine.core.request import MAX_TURN, Request, RequestQueue, num_new_prompt_tokens
 
 MAX_NEW_TOKENS = 4096  # of different prompts that start in one step; a longer one starts alone
+_FACTOR_ALONE = 4  # for prompts of a caller that is alone, since another one may come
 _HELD_STEPS = 32  # that stay short after the last step with several callers
 
 
@@ -47,8 +48,9 @@ class BatchSelector:
         """Set the number of callers that wait for this step or the next ones."""
         self._num_held = _HELD_STEPS if count > 1 else max(0, self._num_held - 1)
         self.max_new_tokens = MAX_NEW_TOKENS
-        if self.limits is not None and self._num_held:
-            self.max_new_tokens = min(MAX_NEW_TOKENS, self.limits.max_new_tokens())
+        if self.limits is not None:
+            most = self.limits.max_new_tokens() * (1 if self._num_held else _FACTOR_ALONE)
+            self.max_new_tokens = min(MAX_NEW_TOKENS, most)
 
     def select(
         self,

@@ -295,14 +295,24 @@ class EngineCore:
         """Invalidate caches of reward models whose weights changed, when a request starts."""
         new = [each for each in requests if not (each.prompt_computed or each.rollout.finished)]
         for part in _reward_parts(new):
-            try:
-                if depends_on_weights(part):
-                    part.invalidate_if_changed()
-            except BaseException as error:  # noqa: BLE001 - reward models are third-party code
+            error = _invalidate(part)
+            if error is not None:  # it may pass
+                error = _invalidate(part)
+            if error is not None:
                 for request in new:
                     if any(each is part for each in single_models(request.reward)):
                         problem = as_request_error(error, "the reward model")
                         self._end(request, request.rollout.fail(problem))
+
+
+def _invalidate(reward: RewardModel) -> BaseException | None:
+    """Let a reward model forget what it computed with other weights; return why it failed."""
+    try:
+        if depends_on_weights(reward):
+            reward.invalidate_if_changed()
+    except BaseException as error:  # noqa: BLE001 - reward models are third-party code
+        return error
+    return None
 
 
 def _do_nothing() -> None:

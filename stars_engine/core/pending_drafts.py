@@ -36,8 +36,8 @@ class Flight:
     """
 
     request: Request
-    prefix: tuple[int, ...] = ()
-    started_s: float = field(default_factory=time.monotonic)
+    prefix: tuple[int, ...]
+    started_s: float
     load_before: float = 0.0
     outcomes: list[DraftOutcome | None] = field(default_factory=list)
     cancels: list[Callable[[], object]] = field(default_factory=list)
@@ -102,13 +102,14 @@ class PendingDrafts:
         self._ahead[request] = self._send(later, count)
 
     def _send(self, request: Request, count: int) -> Flight:
+        started_s = time.monotonic()
         try:
             asked = request.draft_requests(count)
         except BaseException as error:  # noqa: BLE001 - noise and strategies are third-party code
             failed = as_request_error(error, "the noise or the decoding strategy")
             outcomes: list[DraftOutcome | None] = [failed]
-            return Flight(request, request.prefix, outcomes=outcomes)
-        flight = Flight(request, request.prefix, outcomes=[None] * count)
+            return Flight(request, request.prefix, started_s, outcomes=outcomes)
+        flight = Flight(request, request.prefix, started_s, outcomes=[None] * count)
         for index, draft_request in enumerate(asked):
             reply = partial(self._on_reply, flight, index, draft_request)
             try:

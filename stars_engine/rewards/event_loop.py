@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -50,6 +51,9 @@ class EventLoop:
     such as a thread that a reward started, is made again: once on the same loop, and then on a loop
     of its own, where nobody finds its tasks.
 
+    A call whose result is not needed any more is cancelled. If it blocks its loop, a new loop
+    replaces that one, too.
+
     Args:
         name: The name of the thread.
     """
@@ -81,6 +85,7 @@ class EventLoop:
         wait_s = None if timeout_s is None else timeout_s + OVERDUE_S
         alone: _LoopThread | None = None
         num_cancelled = 0
+        unwanted = Event()
         for _ in range(1 + _MAX_MOVES):
             set_time_limit.get()(None if timeout_s is None else timeout_s + GRACE_S)
             awaitable = call()
@@ -91,12 +96,15 @@ class EventLoop:
                     _close(awaitable)
                     raise
                 future, submitted = loop.submit(awaitable, timeout_s)
+            set_cancel.get()(partial(_give_up, future, unwanted))
             try:
                 return _result_of(future, wait_s)
             except CancelledError:
                 num_cancelled += 1
+                self._retire_if_blocked(loop, unwanted)
                 may_repeat = num_cancelled <= _MAX_CANCELLED and not loop.stopping
-                if not loop.retired and not (submitted.is_cancelled and may_repeat):
+                is_moved = loop.retired or (submitted.is_cancelled and may_repeat)
+                if unwanted.is_set() or not is_moved:
                     raise
                 if num_cancelled == _MAX_CANCELLED:
                     alone = at_end.enter_context(self._for_one_call())
@@ -153,6 +161,11 @@ class EventLoop:
             weakref.finalize(self, self._current.stop).atexit = False
         return self._current
 
+    def _retire_if_blocked(self, loop: _LoopThread, unwanted: Event) -> None:
+        """Replace a loop that a call may block whose result is not needed any more."""
+        if unwanted.is_set() and not loop.responds():
+            self._retire(loop)
+
     def _retire(self, loop: _LoopThread) -> None:
         """Replace a blocked loop; calls on it are made again, except the one that blocks it."""
         with self._lock:
@@ -189,6 +202,8 @@ class _LoopThread:
         call = LoopCall()
 
         async def run() -> Any:
+            if call.ended:  # cancelled while another call blocked the loop
+                raise asyncio.CancelledError
             tasks.append(asyncio.current_task())
             return await _within(awaitable, timeout_s)
 
@@ -286,6 +301,12 @@ async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
         raise
     except (KeyboardInterrupt, SystemExit) as error:
         raise _ExitedError(error) from None
+
+
+def _give_up(future: Future[Any], unwanted: Event) -> None:
+    """End a call whose result is not needed any more."""
+    unwanted.set()
+    future.cancel()
 
 
 def _close(awaitable: Awaitable[Any]) -> None:

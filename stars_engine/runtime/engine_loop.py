@@ -193,7 +193,7 @@ class EngineLoop:
         """End requests past their deadline; return after how many seconds to check again."""
         self._next_check_s = time.monotonic() + DEADLINE_CHECK_S
         self._groups = {group for group in self._groups if not group.future.done()}
-        times = [MAX_WAIT_S, self.reward_executor.expire_overdue(), self._sweep()]
+        times = [MAX_WAIT_S, self._sweep()]
         for group in [*self.admission.unadmitted_groups, *self._groups]:
             if group.is_abandoned is not None:
                 times.append(LOOP_CHECK_S)
@@ -215,6 +215,7 @@ class EngineLoop:
             self._core.end_overdue()
             self._answers.deliver(self._core.take_events())
             deadlines.append(self._core.next_expiry_s)
+        times.append(self.reward_executor.expire_overdue())  # after requests have ended
         times += [None if each is None else each - now_s for each in deadlines]
         return max(0.0, min(seconds for seconds in times if seconds is not None))
 

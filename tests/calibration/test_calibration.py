@@ -334,6 +334,7 @@ def test_settings_that_differ_from_the_calibrated_ones_warn(
         engine.generate("A", sampling=SAMPLING, align=align.replace(segment_len=4))
 
 
+@pytest.mark.slow
 def test_settings_of_the_trust_test_extend_a_calibrated_config(
     schedule: CalibratedSchedule,
 ) -> None:

@@ -123,6 +123,7 @@ def test_an_acceptance_target_keeps_its_thresholds_and_costs_less() -> None:
     assert cost < plain.pool(NUM_STAGES - 1).budget(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [BUDGET, Target("target_acceptance", 0.3)])
 def test_nothing_is_limited_where_prefixes_are_alike(target: Target) -> None:
     """Not once in thirty worlds of five stages; the thresholds are those without the search."""

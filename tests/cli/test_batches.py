@@ -86,6 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert list(read_jsonl(cut)) == resumed
 
 
+@pytest.mark.slow
 def test_a_finished_run_loads_no_model(
     capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_finished_run_loads_no_model(
     assert trace.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_answers_beyond_n_are_not_counted(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """A trace of two answers per prompt is resumed with one each."""
     trace = tmp_path / "trace.jsonl"

@@ -172,13 +172,14 @@ def test_a_failing_reward_module_gives_one_message(tmp_path: Path) -> None:
         assert word in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "commands"),
     [
         ("cp1252", ["prompt"]),
-        pytest.param("cp1252", ["fallback"], marks=pytest.mark.slow),
-        pytest.param("utf-8", ["prompt", "fallback"], marks=pytest.mark.slow),
-        pytest.param("ascii", ["demo", "prompt", "fallback"], marks=pytest.mark.slow),
+        ("cp1252", ["fallback"]),
+        ("utf-8", ["prompt", "fallback"]),
+        ("ascii", ["demo", "prompt", "fallback"]),
     ],
 )
 def test_a_terminal_that_cannot_encode_a_character(encoding: str, commands: list[str]) -> None:
@@ -204,6 +205,7 @@ def test_a_terminal_that_cannot_encode_a_character(encoding: str, commands: list
             assert StarsResult.model_validate_json(run.stdout).text.endswith("é🙂")
 
 
+@pytest.mark.slow
 def test_an_empty_stdin_is_an_error() -> None:
     run = stars("generate", stdin="\n")
     assert run.returncode == 2
@@ -274,6 +276,7 @@ def test_messages_are_not_wrapped_without_a_terminal() -> None:
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_torch_the_hint_names_the_extra() -> None:
     code = (
         "import sys\n"

@@ -207,12 +207,18 @@ def on_a_terminal(arguments: list[str], cwd: Path) -> bytes:
             ["generate", "PROMPT", "--max-tokens", "8", "-n", "2", "--json"], marks=pytest.mark.slow
         ),
         ["generate", "ok", "PROMPT"],
-        ["generate", "--prompts", "PROMPT"],
-        ["generate", "ok", "--config", "PROMPT"],
+        pytest.param(["generate", "--prompts", "PROMPT"], marks=pytest.mark.slow),
+        pytest.param(["generate", "ok", "--config", "PROMPT"], marks=pytest.mark.slow),
         ["PROMPT"],
-        ["generate", "ok", "--PROMPT"],
-        ["generate", "ok", "--model", "PROMPT", "--reward", "PROMPT", "--threshold", "0"],
-        ["doctor", "--model", "PROMPT", "--reward", "stars:embedded-reward"],
+        pytest.param(["generate", "ok", "--PROMPT"], marks=pytest.mark.slow),
+        pytest.param(
+            ["generate", "ok", "--model", "PROMPT", "--reward", "PROMPT", "--threshold", "0"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["doctor", "--model", "PROMPT", "--reward", "stars:embedded-reward"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )
@@ -233,6 +239,7 @@ def test_a_file_gets_the_prompt_unchanged(tmp_path: Path) -> None:
     assert run.stdout.count(text) == 2
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_reported(tmp_path: Path) -> None:
     run = stars("generate", "The film", "--max-tokens", "4", cwd=tmp_path, stdout="/dev/full")
     assert run.returncode == 2

@@ -387,6 +387,7 @@ class Events(BaseEventHandler):
         self.seen.append(repr(event.model_dump()))
 
 
+@pytest.mark.slow
 async def test_llamaindex_traces_hide_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     events = Events()
     dispatcher = get_dispatcher()

@@ -77,6 +77,7 @@ def test_first_answers_arrive_before_the_last_prompts_are_read(
     assert idle(mine)
 
 
+@pytest.mark.slow
 def test_results_are_in_order_and_equal_to_those_alone(mine: StarsEngine, held: Reading) -> None:
     future = mine.submit(PROMPTS, sampling=held.samplings(2))
     wait_until(lambda: mine.stats().num_finished == 2)

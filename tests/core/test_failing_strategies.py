@@ -29,6 +29,7 @@ from stars_engine.problems import describe_error
 from stars_engine.schedules import Progress
 from stars_engine.testing import TableReward
 from tests.support.engines import SHORT, idle, wait_until
+from tests.support.marks import slow_but_each
 from tests.support.rollouts import make_rollout
 
 PROMPTS = ["The", "This movie was", "I had heard so much about it", "No"]
@@ -81,7 +82,7 @@ def alone(mine: StarsEngine) -> list[str]:
     return [mine.generate(prompt)[0].text for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", slow_but_each(3, FAULTS))
 def test_a_strategy_that_fails_ends_its_request_only(
     mine: StarsEngine, alone: list[str], fault: str
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_bound_method_is_one_schedule() -> None:
 # --- callbacks ---
 
 
+@pytest.mark.slow
 def test_a_callback_that_blocks_delays_no_other_request(
     mine: StarsEngine, alone: list[str]
 ) -> None:

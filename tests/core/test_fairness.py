@@ -218,7 +218,6 @@ def test_few_tokens_of_prompts_start_beside_others() -> None:
     assert limits.max_new_tokens() == pytest.approx(450, abs=10)
     scheduler = limited(limits)
     scheduler.add(RequestQueue(requests_of(40, num_tokens=250), 40))
-    assert len(scheduler.schedule()) == MAX_NEW_TOKENS // 250  # alone: drafts pause for others
     scheduler.add(RequestQueue.of(requests_of(1)))
     for _ in range(5):
         batch = scheduler.schedule()

@@ -267,6 +267,7 @@ def test_the_vocabulary_is_read_for_grammars_in_the_background(
     assert threads == ["stars-prepare"]
 
 
+@pytest.mark.slow
 def test_the_engine_lets_others_read_slow_grammars(
     engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
@@ -139,7 +140,9 @@ class RecordingTuner(CandidateAutotuner):
         self.noted.append((load, own))
 
 
-def test_candidates_that_are_scored_are_under_way() -> None:
+def test_candidates_that_are_scored_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
     tuner, posted, asked = RecordingTuner(), list[Callable[[], None]](), list[RoutedRequest]()
     core = EngineCore(
         AnsweringModel(), Scheduler(max_rows=16), asked.extend, tuner, post=posted.append
@@ -148,6 +151,8 @@ def test_candidates_that_are_scored_are_under_way() -> None:
     sampling = SamplingParams(max_tokens=3, temperature=1.0, top_k=None)
 
     def step() -> None:
+        nonlocal now_s
+        now_s += 1
         core.step()
         while posted:
             posted.pop(0)()
@@ -167,4 +172,4 @@ def test_candidates_that_are_scored_are_under_way() -> None:
     step()
     [(load, own)] = tuner.noted
     assert own == 3
-    assert 3 < load < 6  # the second request came later
+    assert load == pytest.approx((2 * 3 + 2 * 6) / 4)  # the second request came 2 s later

@@ -218,6 +218,7 @@ def test_a_request_that_does_not_fit_delays_others_only_while_it_waits() -> None
     assert computed == [3, 3, 9, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_larger_batches_are_tried_again_later() -> None:
     """Another program took the memory at the beginning, and ended."""
     row_counts: list[int] = []

@@ -145,6 +145,7 @@ def test_adapters_get_a_new_engine_when_the_thread_has_failed(
     assert len(llm._engines) == 1
 
 
+@pytest.mark.slow
 def test_an_unused_reward_is_unloaded(loads: list[StarsConfig]) -> None:
     config = StarsConfig(
         model="stars:embedded-lm",

@@ -104,6 +104,7 @@ def test_many_slow_rewards_leave_workers_for_other_requests(engine: StarsEngine)
             future.result(timeout=20)
 
 
+@pytest.mark.slow
 def test_requests_that_wait_for_a_slow_reward_make_room(engine: StarsEngine) -> None:
     release = threading.Event()
     loaded: Any = engine.model
@@ -128,6 +129,7 @@ def test_requests_that_wait_for_a_slow_reward_make_room(engine: StarsEngine) -> 
         assert len(waiting.result(timeout=20)) == 5
 
 
+@pytest.mark.slow
 def test_a_reward_that_calls_its_engine_raises(engine: StarsEngine) -> None:
     handles: list[StarsEngine] = []
 
@@ -142,6 +144,7 @@ def test_a_reward_that_calls_its_engine_raises(engine: StarsEngine) -> None:
         assert mine.generate("a", sampling=SHORT)[0].reward > 0
 
 
+@pytest.mark.slow
 def test_an_early_acceptance_does_not_wait_for_surplus_rewards(engine: StarsEngine) -> None:
     release = threading.Event()
     with with_reward(engine, lambda prompt, completion: 1.0) as accepting:

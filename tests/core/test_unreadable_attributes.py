@@ -28,6 +28,7 @@ from stars_engine.rewards.reward_requests import RewardRequest, RoutedRequest
 from stars_engine.runtime.object_checks import OF_MODELS, OF_REWARDS
 from stars_engine.types import RewardInput, Score
 from tests.support.engines import idle, wait_until
+from tests.support.marks import slow_but_each
 from tests.support.watched import Reads, Watched
 
 PROMPTS = ["The", "This movie was", "I had heard so much about it", "No", "A", "It is", "My", "We"]
@@ -35,8 +36,6 @@ SAMPLING = [SamplingParams(seed=number, max_tokens=8) for number in range(len(PR
 ALIGN = AlignParams(
     schedule=ConstantSchedule(value=1.0), segment_len=4, max_attempts=3, num_candidates=2
 )
-# Requests that start together need one check of the weights: all of them end if it fails.
-MAX_FAILED = {"invalidate_if_changed": len(PROMPTS)}
 # Read by each prompt with a grammar: it computes the bytes of the vocabulary.
 NOT_CHECKED = {"grammars"}
 
@@ -162,7 +161,7 @@ def strike(
         assert all(isinstance(outcome, StarsError) for outcome in failed)
         assert not any(isinstance(outcome, EngineClosedError) for outcome in failed)
         assert all("Hint:" in str(outcome) for outcome in failed)
-        assert len(failed) <= MAX_FAILED.get(name, 1)
+        assert len(failed) <= 1
         assert [text for text in outcomes if isinstance(text, str)] == [
             text for outcome, text in zip(outcomes, alone, strict=True) if isinstance(outcome, str)
         ]
@@ -172,7 +171,7 @@ def strike(
     return has_struck
 
 
-@pytest.mark.parametrize(("owner", "name"), CASES)
+@pytest.mark.parametrize(("owner", "name"), slow_but_each(4, CASES))
 def test_an_attribute_that_cannot_be_read_once(
     engine: StarsEngine, alone: list[str], owner: str, name: str
 ) -> None:
@@ -189,7 +188,7 @@ def test_an_attribute_that_cannot_be_read_at_each_of_many_reads(
             break
 
 
-@pytest.mark.parametrize(("owner", "name"), CASES)
+@pytest.mark.parametrize(("owner", "name"), slow_but_each(4, CASES))
 def test_an_attribute_that_can_never_be_read_is_an_error_of_loading(
     engine: StarsEngine, alone: list[str], owner: str, name: str
 ) -> None:
@@ -318,3 +317,21 @@ def test_a_composite_that_fails_ends_its_request_only(
         outcomes = ask_all(mine)
         assert isinstance(outcomes.pop(2), RewardError)
         assert outcomes == [*alone[:2], *alone[3:]]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), MemoryError(), SystemExit(3)], ids=repr)
+def test_a_check_of_weights_that_fails_once_ends_no_request(
+    engine: StarsEngine, alone: list[str], error: BaseException
+) -> None:
+    class FailsOnce(Whole):
+        num_checks = 0
+
+        def invalidate_if_changed(self) -> None:
+            self.num_checks += 1
+            if self.num_checks == 1:
+                raise error
+
+    reward = FailsOnce()
+    with engine_of(engine, reward) as mine:
+        assert ask_all(mine) == alone
+    assert reward.num_checks > 1

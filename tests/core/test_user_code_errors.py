@@ -41,6 +41,7 @@ from stars_engine.testing import TableReward, TabularModel
 from stars_engine.threads.worker_pool import Task, WorkerPool
 from stars_engine.tokenization.codec import Codec
 from stars_engine.types import RewardInput
+from tests.support.marks import slow_but_each
 from tests.support.rollouts import make_rollout
 
 SHORT = SamplingParams(seed=3, max_tokens=8)
@@ -229,6 +230,7 @@ def test_when_the_engine_thread_fails_all_requests_fail(
                 ask("a", sampling=SHORT)
 
 
+@pytest.mark.slow
 def test_a_shared_engine_whose_thread_failed_is_recreated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -249,7 +251,7 @@ def test_a_shared_engine_whose_thread_failed_is_recreated(
 ALL_EXITS = [*EXITS, GeneratorExit("done")]
 
 
-@pytest.fixture(params=ALL_EXITS, ids=lambda error: type(error).__name__)
+@pytest.fixture(params=slow_but_each(3, ALL_EXITS), ids=lambda error: type(error).__name__)
 def exits_on_bad(
     request: pytest.FixtureRequest, engine: StarsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> StarsEngine:

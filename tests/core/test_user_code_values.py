@@ -28,7 +28,7 @@ from stars_engine.backends.base import Draft, DraftRequest
 from stars_engine.config.rewards.function import FunctionReward
 from stars_engine.rewards.base import as_number
 from stars_engine.scalars import real_number
-from tests.support.marks import slow_but_first
+from tests.support.marks import slow_but_each, slow_but_first
 
 NO_NUMBERS = [
     "1.0",
@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[Callable[[Draft, DraftRequest, Any], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", slow_but_each(3, WRONG))
 def test_an_invalid_draft_is_an_error_of_the_language_model(engine: StarsEngine, name: str) -> None:
     change, words = WRONG[name]
 

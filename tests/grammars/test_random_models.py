@@ -34,6 +34,7 @@ def test_answers_validate_against_their_models(first: int) -> None:
     assert num_texts >= 3 * num_held
 
 
+@pytest.mark.slow
 def test_models_with_supported_types_are_never_refused() -> None:
     for seed in range(1000, 1000 + NUM_MODELS // 2):
         assert held(random_model(seed, unsupported=False)) is not None, random_source(

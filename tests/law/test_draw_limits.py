@@ -41,7 +41,10 @@ LIMITS = {
     ("num_candidates", "beta"),
     [(1, 0.0), (2, 0.5), pytest.param(4, 0.5, marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize(
+    "limits",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("high", "first"))) for name in LIMITS],
+)
 def test_two_segments(limits: str, num_candidates: int, beta: float, on_exhausted: str) -> None:
     """With four candidates at once, the first step drafts more than the prompt's reward allows."""
     found = LIMITS[limits]
@@ -50,7 +53,9 @@ def test_two_segments(limits: str, num_candidates: int, beta: float, on_exhauste
     assert_same_law(case, closed_form)
 
 
-@pytest.mark.parametrize("limits", ["high", "first", "between", "one for all"])
+@pytest.mark.parametrize(
+    "limits", [pytest.param("high", marks=pytest.mark.slow), "first", "between", "one for all"]
+)
 def test_limits_change_the_law(limits: str) -> None:
     found = LIMITS[limits]
     case = Case((0.4, 0.6)[: len(found)], 0.5, 3, "best", 1, 2, draw_limits=found)
@@ -58,7 +63,7 @@ def test_limits_change_the_law(limits: str) -> None:
         assert_same_law(case, lambda _: closed_form(replace(case, draw_limits=())))
 
 
-@pytest.mark.parametrize("num_candidates", [1, 4])
+@pytest.mark.parametrize("num_candidates", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("slope", [0.5, -1.0])
 def test_thresholds_and_limits_that_follow_the_prefix(slope: float, num_candidates: int) -> None:
     found = LIMITS["between"]

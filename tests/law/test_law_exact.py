@@ -37,10 +37,11 @@ NAN = (*((k, v) for k, v in REWARDS.items() if k != "ba"), ("ba", math.nan), ("b
 @pytest.mark.parametrize(
     ("thresholds", "beta", "max_attempts"),
     [
-        ((0.4, 0.6), 0.5, 3),
+        pytest.param((0.4, 0.6), 0.5, 3, marks=pytest.mark.slow),
         ((0.4, 0.6), 0.0, 3),
         ((-1.0, 0.2), 0.3, 2),
-        ((5.0, 5.0), 0.0, 3),  # nothing is ever accepted: the forcing alone
+        # Nothing is ever accepted: the forcing alone.
+        pytest.param((5.0, 5.0), 0.0, 3, marks=pytest.mark.slow),
         ((5.0, math.inf), 2.0, 2),
         ((-math.inf, 0.0), 0.0, 2),
     ],
@@ -57,7 +58,7 @@ def test_two_segments(
 
 
 @pytest.mark.parametrize("on_exhausted", ["best", "last", "stop"])
-@pytest.mark.parametrize("num_candidates", [2, 3, 4])
+@pytest.mark.parametrize("num_candidates", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("with_nan", [False, True])
 def test_attempts_that_take_several_steps(
     num_candidates: int, on_exhausted: str, *, with_nan: bool
@@ -88,7 +89,7 @@ def test_three_segments(beta: float, num_candidates: int, on_exhausted: str) -> 
     assert_same_law(case, closed_form)
 
 
-@pytest.mark.parametrize("num_candidates", [1, 2])
+@pytest.mark.parametrize("num_candidates", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_segments_of_two_tokens_with_a_short_last_one(num_candidates: int) -> None:
     case = Case((0.3, 0.8), 0.4, 2, "best", num_candidates, max_tokens=3, segment_len=2)
     assert_same_law(case, closed_form)

@@ -398,6 +398,7 @@ def test_a_reward_server_that_fails(
     assert remote.generate(PROMPTS[0])
 
 
+@pytest.mark.slow
 def test_what_servers_cannot_do_is_refused_by_name(
     new_engine: Callable[..., StarsEngine],
 ) -> None:

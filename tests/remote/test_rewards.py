@@ -67,7 +67,7 @@ def test_rewards_equal_local_ones(
 JUDGING = {"template": "{prompt}{completion} It was", "positive": " good", "negative": " bad"}
 
 
-@pytest.mark.parametrize("dialect", ["vllm", "completions"])
+@pytest.mark.parametrize("dialect", [pytest.param("vllm", marks=pytest.mark.slow), "completions"])
 def test_judges_equal_local_ones(
     engine: StarsEngine, borders: list[RewardInput], dialect: str
 ) -> None:

@@ -14,10 +14,11 @@ import pytest
 from stars_engine import FunctionReward, RewardError
 from stars_engine.errors import RewardOutcome
 from stars_engine.rewards.base import score_each
-from stars_engine.rewards.event_loop import EventLoop
+from stars_engine.rewards.event_loop import EventLoop, set_cancel
 from stars_engine.rewards.failures import RewardTimeoutError
 from stars_engine.rewards.function import FunctionRewardModel
 from stars_engine.types import RewardInput, RewardPrompt, Score
+from tests.support.engines import wait_until
 
 EXITS = [SystemExit(3), KeyboardInterrupt("stop")]
 
@@ -122,6 +123,42 @@ def test_a_call_that_blocks_the_loop_fails_alone(loop: EventLoop) -> None:
         assert len(num_calls) == 4
         assert not released.is_set()
     released.set()
+
+
+def test_a_call_that_is_not_needed_any_more_delays_no_other(loop: EventLoop) -> None:
+    blocking, released, started = threading.Event(), threading.Event(), []
+    cancels: list[Callable[[], object]] = []
+
+    async def blocks() -> float:
+        blocking.set()
+        released.wait(60)  # without `await`
+        return 1.0
+
+    async def starts() -> float:
+        started.append(1)
+        return 1.0
+
+    def run(call: Callable[[], Awaitable[float]]) -> float:
+        set_cancel.set(cancels.append)
+        result: float = loop.run(call, timeout_s=None)
+        return result
+
+    with ThreadPoolExecutor(3) as pool:
+        bad = pool.submit(run, blocks)
+        assert blocking.wait(30)
+        unwanted = pool.submit(run, starts)
+        wait_until(lambda: len(cancels) == 2)
+        other = pool.submit(loop.run, answer, timeout_s=None)
+        for cancel in cancels:
+            cancel()
+        for each in (bad, unwanted):
+            assert isinstance(each.exception(30), CancelledError)
+        assert other.result(30) == 1.0
+        assert not released.is_set()
+    blocked, *_ = loop.threads
+    released.set()
+    blocked.join(30)
+    assert not started
 
 
 def test_loops_that_stay_blocked_are_few(loop: EventLoop) -> None:

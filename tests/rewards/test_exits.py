@@ -123,10 +123,12 @@ CASES = [(kind, number) for kind, parts in PARTS.items() for number in range(len
 
 @pytest.mark.parametrize(
     "error",
-    [pytest.param(each, marks=[pytest.mark.slow] * (n > 1)) for n, each in enumerate(ERRORS)],
+    [pytest.param(each, marks=[pytest.mark.slow] * (n > 0)) for n, each in enumerate(ERRORS)],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case[1] > 0)) for case in CASES]
+)
 def test_a_part_of_a_reward_model_that_fails_ends_its_request_only(
     engine: StarsEngine,
     rewards: dict[str, Any],

@@ -28,6 +28,7 @@ from stars_engine.rewards.incremental import IncrementalRunner
 from stars_engine.rewards.yes_no import YesNoRewardModel
 from tests.support.backends import Fed, pool_of, random_backend
 from tests.support.incremental import Ids, check, reader_of
+from tests.support.marks import slow_but_each
 
 
 def classifier(family: str, tokenizer: object, **more: Any) -> ClassifierRewardModel:
@@ -73,7 +74,7 @@ def grown(rng: random.Random, row: EncodedInput) -> EncodedInput:
     return EncodedInput(longer, (*sorted({*marks, *inner} - {end}), end))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", slow_but_each(4, range(8)))
 def test_rows_in_any_order(seed: int, tokenizer: object) -> None:
     """Answers that grow, are rejected, share prompts, restart and return, in any order."""
     rng = random.Random(seed)

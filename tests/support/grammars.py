@@ -77,6 +77,7 @@ def draw(state: GrammarState, rng: random.Random, limit: int = 300) -> str | Non
             tokens = plain
         token = rng.choice(tokens)
         state.consume([token])
+        assert not state.error, (text, token, state.error)  # read here: `allowed` wakes threads
         text += PIECES[token]
     return None
 
