@@ -1,4 +1,4 @@
-"""Compare greedy texts of two implementations in float32, which round differently."""
+"""Compare greedy texts of two implementations in float32, whose logits differ slightly."""
 
 from __future__ import annotations
 
