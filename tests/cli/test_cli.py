@@ -150,6 +150,8 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),
         (["--resume"], ["--trace"]),
+        (["--reward", "json:dumps"], ["--model is required", "Hint", "--model stars:embedded-lm"]),
+        (["--model", "a/b"], ["--reward is required with --model", "Hint: for example, --reward"]),
     ],
 )
 def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -> None:
