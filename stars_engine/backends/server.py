@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -131,7 +130,11 @@ class ServerBackend(CodecModel):
     async def _draft(self, request: DraftRequest) -> Draft:
         refuse_entropies(request)
         session = self._session_of(request.handle)
-        parts = DraftInParts(request, {*self.end_ids, *request.sampling.stop_token_ids})
+        parts = DraftInParts(
+            request,
+            {*self.end_ids, *request.sampling.stop_token_ids},
+            has_min_tokens=self.probed.dialect.has_min_tokens,
+        )
         while (asked := parts.next_request()) is not None:
             try:
                 parts.add(asked, await self._complete(asked, session))
@@ -150,10 +153,6 @@ class ServerBackend(CodecModel):
         )
         stats.num_prompt_tokens += found.num_prompt_tokens or len(asked.token_ids)
         stats.num_cached_tokens += found.num_cached_tokens
-        ends_silently = found.ended and dialect.name == "llama.cpp" and self.end_ids
-        if ends_silently and self.end_ids.isdisjoint(found.token_ids):
-            # llama-server leaves the token that ends the text out.
-            return replace(found, token_ids=(*found.token_ids, min(self.end_ids)))
         return found
 
     def _short(self, asked: CompletionRequest, found: Completion) -> ServerError:

@@ -70,15 +70,24 @@ class DraftInParts:
 
     Usually it is one request, and one more for the lookahead. With a presence penalty, a model
     subtracts the penalty when it first draws a token itself, so a token that occurred before is
-    penalized twice from then on. The draft is cut there, and continued by another request.
+    penalized twice from then on. The draft is cut there, and continued by another request. Servers
+    without `min_tokens` get one request for the tokens before it, which forbids all stop tokens.
 
     Args:
         request: The draft request.
         stop_ids: Tokens that end the text.
+        has_min_tokens: Whether the model follows `min_tokens` of a request.
     """
 
-    def __init__(self, request: DraftRequest, stop_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        request: DraftRequest,
+        stop_ids: Collection[int],
+        *,
+        has_min_tokens: bool = True,
+    ) -> None:
         self._request, self._stop_ids = request, frozenset(stop_ids)
+        self._has_min_tokens = has_min_tokens
         self._ids: list[int] = list(request.forced)
         self._ahead: list[int] = []
         self._ended = False
@@ -135,6 +144,10 @@ class DraftInParts:
             penalty = sampling.presence_penalty + number * sampling.frequency_penalty
             if penalty:
                 bias[token] = bias.get(token, 0.0) - penalty
+        min_tokens = max(0, min(sampling.min_tokens - position, count))
+        if min_tokens and not self._has_min_tokens:
+            count = min_tokens
+            bias |= dict.fromkeys(self._stop_ids, -math.inf)
         return CompletionRequest(
             token_ids=(*request.token_ids, *drafted),
             max_tokens=count,
@@ -147,7 +160,7 @@ class DraftInParts:
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             logit_bias=bias,
-            min_tokens=max(0, min(sampling.min_tokens - position, count)),
+            min_tokens=min_tokens,
             stop_token_ids=tuple(sorted(self._stop_ids)),
         )
 

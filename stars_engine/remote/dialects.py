@@ -72,12 +72,14 @@ class Dialect(Protocol):
         path: The path of the endpoint.
         unsupported: Fields of the sampling settings that it cannot follow.
         max_temperature: The highest temperature that it allows.
+        has_min_tokens: Whether it follows `min_tokens`; if not, `DraftInParts` does.
     """
 
     name: str
     path: str
     unsupported: frozenset[str]
     max_temperature: float
+    has_min_tokens: bool
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """Return the body of a request."""
@@ -96,6 +98,7 @@ class VllmGenerate:
     name, path = "vllm", "/inference/v1/generate"
     unsupported: frozenset[str] = frozenset()
     max_temperature = 2.0
+    has_min_tokens = True
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
@@ -113,6 +116,7 @@ class OpenAICompletions:
     name, path = "completions", "/v1/completions"
     unsupported: frozenset[str] = frozenset()
     max_temperature = 2.0
+    has_min_tokens = True
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
@@ -135,6 +139,7 @@ class SGLangGenerate:
     name, path = "sglang", "/generate"
     unsupported: frozenset[str] = frozenset()
     max_temperature = math.inf
+    has_min_tokens = True
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
@@ -182,28 +187,41 @@ class SGLangGenerate:
 class LlamaServer:
     """llama-server's own endpoint.
 
-    Its penalties count the prompt, and it has no minimum length, so these are not supported.
+    Its presence and frequency penalties count the prompt, so these are not supported. Options of
+    its command line, such as Mirostat, hold for all settings that a request leaves out.
     """
 
     name, path = "llama.cpp", "/completion"
-    unsupported = frozenset({"presence_penalty", "frequency_penalty", "min_tokens"})
+    unsupported = frozenset({"presence_penalty", "frequency_penalty"})
     max_temperature = math.inf
+    has_min_tokens = False
 
     def body(self, request: CompletionRequest, model: str | None) -> dict[str, Any]:
         """See `Dialect`."""
+        penalized = len(request.token_ids) + request.max_tokens
         return {
+            "model": model,
             "prompt": list(request.token_ids),
             "n_predict": request.max_tokens,
             "seed": request.seed & _INT32,
             "temperature": request.temperature,
+            "dynatemp_range": 0.0,
             "top_k": request.top_k or 0,
             "top_p": request.top_p,
             "min_p": request.min_p,
-            "typical_p": 1.0,
+            "min_keep": 0,
+            "mirostat": 0,
             "repeat_penalty": request.repetition_penalty,
-            "repeat_last_n": -1,
-            "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
-            "logit_bias": [[int(token), bias] for token, bias in request.biases().items()],
+            "repeat_last_n": 0 if request.repetition_penalty == 1 else penalized,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            # top_p and min_p cut the distribution at this temperature, as they do locally
+            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+            "logit_bias": [
+                [token, False if bias == -math.inf else bias]  # False forbids the token
+                for token, bias in request.logit_bias.items()
+            ],
+            "ignore_eos": False,
             "return_tokens": True,
             "cache_prompt": True,
             "stream": False,

@@ -32,6 +32,7 @@ from stars_engine.rewards.loading import load_reward
 from stars_engine.rewards.server import ServerRewardModel
 from stars_engine.testing import check_backend, check_reward_model
 from stars_engine.types import RewardInput
+from tests.support.ties import assert_equal_up_to_a_tie
 
 _NAMES = ("STARS_TEST_LM", "STARS_TEST_REWARD", "STARS_TEST_LM_URL", "STARS_TEST_REWARD_URL")
 pytestmark = [
@@ -48,7 +49,6 @@ ALIGN = AlignParams(
     num_candidates=2,
 )
 SAMPLING = SamplingParams(max_tokens=48, seed=3)
-NEAR = 0.02  # logits within this are a tie of two implementations in float32
 
 
 def lm(**fields: Any) -> OpenAIServerModel:
@@ -101,23 +101,10 @@ def test_greedy_text_equals_the_local_text_up_to_ties(
     ours = remote.vanilla(chats, sampling=greedy)
     theirs = local.vanilla(chats, sampling=greedy)
     for chat, mine, other in zip(chats, ours, theirs, strict=True):
-        if mine.token_ids != other.token_ids:
-            _assert_tie(local, chat, mine.token_ids, other.token_ids)
-        else:
+        ids = resolve_prompt(chat, local.model.codec, prompt_format="auto").token_ids
+        assert_equal_up_to_a_tie(local.model.model, ids, mine.token_ids, other.token_ids)
+        if mine.token_ids == other.token_ids:
             assert mine.reward == pytest.approx(other.reward, abs=1e-4)
-
-
-def _assert_tie(
-    local: StarsEngine, chat: Chat, ours: tuple[int, ...], theirs: tuple[int, ...]
-) -> None:
-    """Check that the first tokens that differ are about equally likely."""
-    import torch
-
-    at = next(i for i, (x, y) in enumerate(zip(ours, theirs, strict=False)) if x != y)
-    ids = resolve_prompt(chat, local.model.codec, prompt_format="auto").token_ids
-    with torch.inference_mode():
-        logits = local.model.model(torch.tensor([[*ids, *theirs[:at]]])).logits[0, -1]
-    assert abs(logits[ours[at]] - logits[theirs[at]]) < NEAR, (at, ours, theirs)
 
 
 def test_rewards_equal_local_ones(remote: StarsEngine, local: StarsEngine) -> None:

@@ -238,6 +238,13 @@ class TestServer:
         return 200, {"text": "?", **holder, "meta_info": meta}
 
     def _llama(self, body: Any) -> tuple[int, Any]:
+        last_n = body["repeat_last_n"]
+        if last_n < 0:
+            return 400, {"error": {"message": "Field 'repeat_last_n': Value must be between 0"}}
+        bias = {
+            token: -math.inf if value is False else value for token, value in body["logit_bias"]
+        }
+        is_penalized = "penalties" in body["samplers"] and last_n >= len(body["prompt"])
         drawn = self._draw(
             body["prompt"],
             body["n_predict"],
@@ -247,10 +254,12 @@ class TestServer:
                 temperature=body["temperature"],
                 top_k=body["top_k"] or None,
                 top_p=body["top_p"],
+                min_p=body["min_p"],
+                repetition_penalty=body["repeat_penalty"] if is_penalized else 1.0,
+                logit_bias=bias or None,
             ),
         )
-        given = list(drawn.ids[:-1] if drawn.ended else drawn.ids)
-        holder = {} if self.faults.no_ids else {"tokens": given}
+        holder = {} if self.faults.no_ids else {"tokens": list(drawn.ids)}
         timings = {
             "cache_n": drawn.num_cached,
             "prompt_n": len(body["prompt"]) - drawn.num_cached,
