@@ -138,7 +138,6 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
             ["--model", "stars:embedded-lm", "--reward", "antigravity.no:f", "--threshold", "0"],
             ["antigravity.no:f", "cannot be imported", "Hint"],
         ),
-        (["--model", "a/b"], ["--reward is required"]),
         (["--model", "./a", "--reward", "./b"], ["--reward ./b", "no such directory"]),
         (["--model", "./a", "--reward", "json.dumps"], ["--reward json.dumps", "'json:dumps'"]),
         (["--initial-weight", "0.5"], ["--target"]),
