@@ -203,8 +203,12 @@ def _check_thresholds(base: StarsConfig, path: Path | None) -> None:
 def _check_own_pair(path: Path | None, model: str | None, reward: str | None) -> None:
     """Refuse a change of only one model of the embedded pair."""
     if path is None and (model is None or reward is None):
-        missing, other = ("--reward", "--model") if reward is None else ("--model", "--reward")
+        missing, other, example = (
+            ("--reward", "--model", "Skywork/Skywork-Reward-V2-Qwen3-0.6B")
+            if reward is None
+            else ("--model", "--reward", "stars:embedded-lm")
+        )
         raise typer.BadParameter(
-            f"{missing} is required with {other}: the embedded models only work as a pair. Hint: "
-            f"add {missing}"
+            f"{missing} is required with {other}; only without both is the pair inside the package "
+            f"used. Hint: for example, {missing} {example}"
         )

@@ -134,9 +134,10 @@ class StarsConfig(Filed):
         missing = [name for name in ("model", "reward") if name not in self.model_fields_set]
         if missing and not (isinstance(self.reward, ValueReward) and self.reward.is_embedded):
             raise ValueError(
-                f"{missing[0]} is required: the embedded {missing[0]} only works with its partner; "
-                "the pair is a language model of movie reviews and a reward model of their "
-                f"sentiment. Hint: set {missing[0]} too"
+                f"{missing[0]} is required: the default is the pair in the package, a language "
+                "model of movie reviews and a reward model of their sentiment, and applies to both "
+                f"or neither. Hint: set {missing[0]} too; stars:embedded-lm and "
+                "stars:embedded-reward name the two"
             )
         if "align" not in self.model_fields_set:
             # The default settings are for the embedded pair and do not apply to other models.

@@ -16,8 +16,7 @@ table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem .25rem 0; text-align: left; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { white-space: nowrap; }
-svg { width: 100%; min-width: 20rem; max-width: 38.4rem; height: auto; background: #fff;
-  border-radius: 4px; }
+svg { width: 100%; min-width: 20rem; max-width: 38.4rem; height: auto; border-radius: 4px; }
 """
 
 # Pages quote models. They run nothing, and load nothing from elsewhere.

@@ -239,8 +239,11 @@ class StarsEngine(EngineCalls):
         **fields: Any,
     ) -> list[StarsResult]:
         """Sample `n` whole answers per prompt and return the one with the highest reward."""
-        if n < 1:
-            raise ValueError(f"n={n} is not allowed; allowed: an integer >= 1. Hint: try n=16")
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(
+                f"n={n!r} is not allowed; allowed: an integer >= 1. Hint: call "
+                "best_of_n(prompts, 16)"
+            )
         group = self._new_group(prompts, sampling, None, reward_prompt, fields)
         group.decoding, group.num_samples = PlainDecoding(), n
         return self._results(within_limits(group, self.config.engine))

@@ -138,7 +138,6 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
             ["--model", "stars:embedded-lm", "--reward", "antigravity.no:f", "--threshold", "0"],
             ["antigravity.no:f", "cannot be imported", "Hint"],
         ),
-        (["--model", "a/b"], ["--reward is required"]),
         (["--model", "./a", "--reward", "./b"], ["--reward ./b", "no such directory"]),
         (["--model", "./a", "--reward", "json.dumps"], ["--reward json.dumps", "'json:dumps'"]),
         (["--initial-weight", "0.5"], ["--target"]),
@@ -150,6 +149,8 @@ def test_options_override_a_config_file(tmp_path: Path) -> None:
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (["--max-tokens", "600"], ["512", "--max-tokens"]),
         (["--resume"], ["--trace"]),
+        (["--reward", "json:dumps"], ["--model is required", "Hint", "--model stars:embedded-lm"]),
+        (["--model", "a/b"], ["--reward is required with --model", "Hint: for example, --reward"]),
     ],
 )
 def test_user_errors_give_one_clear_message(args: list[str], words: list[str]) -> None:

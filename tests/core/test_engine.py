@@ -115,6 +115,8 @@ def test_no_prompts_give_no_results(engine: StarsEngine) -> None:
     assert list(engine.stream([])) == []
     with pytest.raises(ValueError, match="n=0"):
         engine.best_of_n("a", 0)
+    with pytest.raises(ValueError, match=r"n='a' is not allowed.*best_of_n\(prompts, 16\)"):
+        engine.best_of_n(4, "a")  # type: ignore[arg-type]
 
 
 def test_errors_carry_the_accepted_segments(engine: StarsEngine) -> None:

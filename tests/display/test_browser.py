@@ -1,7 +1,8 @@
-"""Pages in a real browser: nothing is wider than a phone, light or dark."""
+"""Pages and pictures in a real browser: nothing is wider than a phone, light or dark."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from stars_engine.evaluation import (
 from tests.support.browsers import chromium
 
 pytestmark = pytest.mark.slow
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -71,4 +74,23 @@ def test_pages_fit_and_can_be_read(
         for plot in page.query_selector_all("svg"):
             labels = plot.query_selector_all("text")
             assert min(label.bounding_box()["height"] for label in labels) >= 8  # pixels
+            fills = {label.evaluate("e => getComputedStyle(e).fill") for label in labels}
+            assert all(is_light(fill) == (scheme == "dark") for fill in fills), (path.name, fills)
     context.close()
+
+
+def is_light(color: str) -> bool:
+    return sum(map(int, re.findall(r"\d+", color)[:3])) > 3 * 128
+
+
+@pytest.mark.parametrize("path", [*(DOCS / "plots").glob("*.svg"), DOCS / "request.svg"], ids=str)
+def test_pictures_of_the_docs_follow_the_scheme(browser: Any, path: Path) -> None:
+    for scheme in ("light", "dark"):
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(path.as_uri())
+        ground = page.query_selector(".bg") or page.query_selector("path")
+        assert is_light(ground.evaluate("e => getComputedStyle(e).fill")) == (scheme == "light")
+        for label in page.query_selector_all("text"):
+            fill = label.evaluate("e => getComputedStyle(e).fill")
+            assert is_light(fill) == (scheme == "dark"), fill
+        page.close()
