@@ -99,6 +99,7 @@ def advise(
     shared: float,
     num_prompts: int,
     budget: float | None,
+    calibrated_len: int | None = None,
 ) -> list[str]:
     """Return advice, one line each.
 
@@ -108,8 +109,15 @@ def advise(
         shared: Share of the final reward's variance that lies between prompts.
         num_prompts: Number of pilot prompts.
         budget: See `affordable_budget`.
+        calibrated_len: Segment length of the reported calibration; None without one.
     """
     lines = [_verdict_line(chosen)]
+    chosen_len = chosen.segment.segment_len
+    if calibrated_len is not None and calibrated_len != chosen_len:
+        lines.append(
+            f"The calibration has segments of {calibrated_len} tokens, and this verdict is not "
+            f"about it. Calibrate with segment_len={chosen_len}, or judge it by its own row."
+        )
     if num_prompts < ENOUGH_PROMPTS:
         lines.append(
             f"Only {num_prompts} pilot prompts: the intervals are wide. Use {ENOUGH_PROMPTS} or "
@@ -125,8 +133,7 @@ def advise(
                 f"{_FEW_FORCED:.0%} of the segments, by the table of costs."
             )
         )
-        length = chosen.segment.segment_len
-        lines.append(f"{begin} segment_len={length}: {chosen.reason}.{cost}")
+        lines.append(f"{begin} segment_len={chosen_len}: {chosen.reason}.{cost}")
     lines.append(
         f"{shared:.0%} of the final reward's variance lies between prompts, the rest between "
         "answers to one prompt"

@@ -259,7 +259,10 @@ def _pilot_align(
     A pilot answer stops where the real one would raise or end with a fallback; the cost is equal.
     """
     base = engine.config.align if align is None else align
+    old = base.schedule  # settings that it brings would go with it
+    brought = old.carried if isinstance(old, CalibratedSchedule) else {}
     changes: dict[str, Any] = {
+        **{name: getattr(base, name) for name in brought},
         "schedule": None,
         "on_exhausted": pilot_on_exhausted(base),
         "fallback_text": None,

@@ -261,7 +261,14 @@ def trust_report(
         affordable_budget=budget,
         verdict=chosen.verdict,
         advice=tuple(
-            advise(chosen, others, shared=shared, num_prompts=len(prompts), budget=budget)
+            advise(
+                chosen,
+                others,
+                shared=shared,
+                num_prompts=len(prompts),
+                budget=budget,
+                calibrated_len=None if schedule is None else schedule.segment_len,
+            )
         ),
         about=provenance(engine, sampling),
     )

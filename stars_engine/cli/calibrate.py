@@ -94,6 +94,14 @@ def calibrate_command(
     check_judge(judge, judging)
     prompts = _given_prompts(prompts_file, from_trace)
     target = given(budget=budget, target_acceptance=target_acceptance, target_forced=target_forced)
+    if len(target) > 1:
+        names = " and ".join("--" + name.replace("_", "-") for name in target)
+        raise typer.BadParameter(f"{names} are targets that exclude each other. Hint: give one")
+    limit = settings.engine.max_active
+    parts = None
+    if prompts is not None:
+        Random(seed).shuffle(prompts)
+        parts = _split(prompts, limit, verify=verify)
     with loaded(settings) as (engine, wait):
         from stars_engine.calibration.advice import ENOUGH_PROMPTS
         from stars_engine.calibration.calibrate import calibrate
@@ -102,11 +110,10 @@ def calibrate_command(
         from stars_engine.calibration.report import trust_report
         from stars_engine.calibration.verify import verify as check
 
-        if prompts is None:
-            prompts = [*neutral_prompts(chat=uses_chat_format(engine), seed=seed)]
-        else:
-            Random(seed).shuffle(prompts)
-        pilot, others = _split(prompts, settings.engine.max_active, verify=verify)
+        if parts is None:
+            neutral: list[Prompt] = [*neutral_prompts(chat=uses_chat_format(engine), seed=seed)]
+            parts = _split(neutral, limit, verify=verify)
+        pilot, others = parts
         stages = _Stages(wait)
         schedule = calibrate(
             engine,

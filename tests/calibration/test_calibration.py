@@ -385,3 +385,12 @@ def test_a_target_between_the_values_of_a_reward_warns(
     with StarsEngine(config, model=engine.model) as own:
         calibrate(own, OPENINGS[:8], target_acceptance=0.3, **QUICK)
     assert "target_acceptance=0.3 is not met" in caplog.text
+
+
+def test_a_calibration_keeps_the_segment_length_of_thresholds_that_it_replaces(
+    engine: StarsEngine,
+) -> None:
+    assert engine.config.align.segment_len == 8  # brought by the shipped thresholds
+    sampling = SamplingParams(max_tokens=16)
+    found = calibrate(engine, OPENINGS[:8], budget=2.0, num_drafts=8, sampling=sampling, seed=1)
+    assert (found.segment_len, len(found.stages)) == (8, 2)

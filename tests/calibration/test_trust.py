@@ -287,6 +287,19 @@ def test_the_default_length_stays_unless_another_is_better_beyond_doubt() -> Non
     assert choose([close, far], 4).segment is far
 
 
+@pytest.mark.parametrize(("length", "is_said"), [(16, True), (8, False), (None, False)])
+def test_a_calibration_of_another_segment_length_is_said(
+    length: int | None, *, is_said: bool
+) -> None:
+    chosen = choose([a_segment(8, 1.6, 1.3, 1.9, 0.6)], 8)
+    lines = advise(chosen, [], shared=0.2, num_prompts=60, budget=2.7, calibrated_len=length)
+    said = [line for line in lines if "this verdict is not about it" in line]
+    assert bool(said) is is_said
+    if said:
+        assert "segments of 16 tokens" in said[0]
+        assert "segment_len=8" in said[0]
+
+
 def test_few_prompts_and_hard_prompts_are_said() -> None:
     chosen = choose([a_segment(8, 0.9, 0.7, 1.1, 0.4)], 8)
     lines = advise(chosen, [], shared=0.7, num_prompts=24, budget=None)

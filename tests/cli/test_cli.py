@@ -393,3 +393,21 @@ def test_help_and_version() -> None:
         assert runner.invoke(app, [command, "--help"]).exit_code == 0
     shown = " ".join(runner.invoke(app, ["generate", "--help"]).stdout.split())
     assert f"Default: {SamplingParams().temperature}." in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget", "2", "--target-acceptance", "0.3"], "--budget and --target-acceptance are"),
+        (["--prompts", "prompts.txt"], "2 of 3 prompts are for the pilot"),
+    ],
+)
+def test_calibrate_checks_its_options_before_models_are_loaded(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("A\nB\nC\n")
+    monkeypatch.setattr("stars_engine.cli.calibrate.loaded", None)  # would fail otherwise
+    run = CliRunner().invoke(app, ["calibrate", *options])
+    assert run.exit_code == 2
+    assert said in " ".join(re.sub(r"[│╭╰─╮╯]", " ", run.stderr).split())
