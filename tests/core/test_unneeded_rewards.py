@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
 
-from stars_engine import (
-    AlignParams,
-    ConstantSchedule,
-    FunctionReward,
-    SamplingParams,
-    StarsConfig,
-    StarsEngine,
-)
+from stars_engine import AlignParams, ConstantSchedule, SamplingParams, StarsEngine
+from tests.support.engines import with_reward
 
 ALIGN = AlignParams(schedule=ConstantSchedule(value=0.0), segment_len=4, num_candidates=2)
 SAMPLING = SamplingParams(seed=1, max_tokens=4)
-
-
-def engine_of(engine: StarsEngine, function: Callable[[str, str], Awaitable[float]]) -> StarsEngine:
-    config = StarsConfig(
-        model="stars:embedded-lm", reward=FunctionReward(function=function), align=ALIGN
-    )
-    return StarsEngine(config, model=engine.model)
 
 
 def test_a_reward_that_blocks_its_loop_delays_others_until_its_deadline(
@@ -37,10 +23,10 @@ def test_a_reward_that_blocks_its_loop_delays_others_until_its_deadline(
             released.wait(30)  # without `await`
         return 1.0
 
-    with engine_of(engine, reward) as mine:
+    with with_reward(engine, reward) as mine:
         slow = mine.submit("slow", sampling=SAMPLING, align=ALIGN.replace(deadline_s=0.3))
         assert blocking.wait(30)
-        other = mine.submit("quick", sampling=SAMPLING)
+        other = mine.submit("quick", sampling=SAMPLING, align=ALIGN)
         assert slow.result(30)[0].finish_reason == "deadline"
         assert other.result(20)[0].finish_reason == "length"
         assert not released.is_set()
@@ -58,7 +44,7 @@ def test_a_reward_is_cancelled_at_the_deadline_of_its_request(engine: StarsEngin
             raise
         return 1.0
 
-    with engine_of(engine, reward) as mine:
+    with with_reward(engine, reward) as mine:
         slow = mine.submit("slow", sampling=SAMPLING, align=ALIGN.replace(deadline_s=0.3))
         assert slow.result(30)[0].finish_reason == "deadline"
         assert cancelled.wait(10)
